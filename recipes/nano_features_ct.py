@@ -1,0 +1,102 @@
+"""Step 1 of `nano` CT: slabs of real chest CT with simulated findings, as cached trunk tokens.
+
+Command: python recipes/nano_features_ct.py CT_FOLDER runs/trunk runs/ct --shard 0/2    (and 1/2 beside it)
+Time:    about 20 minutes for both shards together on 2 cores.
+Needs:   a folder with lungdx_a0001, fourd_lung_113, partial_acrin_flt_breast_001, partial_lungfcp_01_0001 (training)
+         and lidc_0314 (validation only). Slices with real disease of the training scans are left out.
+         lidc_0001 is never read: it is the test of `make demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nano_features_cxr import Trunk, write_shards
+
+from radglint.cases import Case
+from radglint.nifti import read_nifti
+from radglint.preprocess import CtPreprocess
+from radglint.simulation.ct import CtBase, make_slab
+from radglint.simulation.ct_base import base_from_image
+
+NUM_TRAIN, NUM_VAL, NUM_SLICES = 420, 70, 8
+GRID = (22, 28)
+TRAIN_WEIGHTS = {"lungdx_a0001/ct": 1.0, "lungdx_a0001/ct_lungkernel": 0.6, "fourd_lung_113/ct": 1.2,
+                 "partial_acrin_flt_breast_001/ct": 0.6, "partial_lungfcp_01_0001/ct": 1.0}  # fmt: skip
+VAL_BASE = "lidc_0314/ct"
+
+
+def mask_range_mm(path: Path) -> tuple[float, float]:
+    """RAS+ z range of a mask."""
+    image = nib.load(path)
+    points = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))
+    return float(points[:, 2].min()), float(points[:, 2].max())
+
+
+def diseased_ranges(folder: Path, name: str) -> list[tuple[float, float]]:
+    """Where a scan shows real disease."""
+    masks = {"fourd_lung_113": ("mask_tumor_c40",), "partial_lungfcp_01_0001": ("mask_blood_vessels_manual",),
+             "lidc_0314": ("mask_nodules_consensus",)}  # fmt: skip
+    patient = name.split("/")[0]
+    if patient == "lungdx_a0001":
+        boxes = json.loads((folder / patient / "tumour_boxes.json").read_text())["boxes"]
+        heights = [box["ras_mm_corner0"][2] for box in boxes]
+        return [(min(heights), max(heights))]
+    return [mask_range_mm(folder / patient / f"{mask}.nii.gz") for mask in masks.get(patient, ())]
+
+
+def load_base(folder: Path, name: str) -> CtBase:
+    """Read a scan and prepare it for the simulator."""
+    return base_from_image(read_nifti(folder / f"{name}.nii.gz"), diseased_z_mm=diseased_ranges(folder, name))
+
+
+def window(volume_hu: np.ndarray) -> np.ndarray:
+    """HU to the pixels of the CT preprocessing."""
+    config = CtPreprocess()
+    return ((volume_hu - config.window_low_hu) / (config.window_high_hu - config.window_low_hu)).clip(0, 1)
+
+
+def coverage(masks: tuple[np.ndarray, ...]) -> torch.Tensor | None:
+    """Share of each token inside each mask, `masks (slices * patches)`."""
+    if not masks:
+        return None
+    stack = torch.from_numpy(np.stack(masks).astype(np.float32))
+    return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
+
+
+def simulated(bases: list[CtBase], chances: np.ndarray, seeds: range, trunk: Trunk) -> Iterator[Case]:
+    """One slab per seed."""
+    for seed in seeds:
+        rng = np.random.default_rng([20261121, 3, seed])
+        base = bases[int(rng.choice(len(bases), p=chances / chances.sum()))]
+        slab = make_slab(base, rng, NUM_SLICES)
+        tokens = trunk.tokens(window(slab.volume_hu).astype(np.float32))
+        yield Case(tokens, tuple(slab.facts), coverage(slab.masks), group=Path(base.name).parent.name)
+
+
+def main() -> None:
+    """Simulate, encode, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ct", type=Path)
+    parser.add_argument("trunk", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shard", default="0/1", help="part/parts")
+    args = parser.parse_args()
+    part, parts = map(int, args.shard.split("/"))
+    torch.set_num_threads(1)
+    trunk = Trunk(args.trunk)
+    val_base = load_base(args.ct, VAL_BASE)
+    write_shards(args.out, "val", simulated([val_base], np.ones(1), range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part)
+    bases = [load_base(args.ct, name) for name in TRAIN_WEIGHTS]
+    chances = np.array(list(TRAIN_WEIGHTS.values()))
+    write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk), part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Cached training cases on disk: trunk tokens and coverage as safetensors, facts as JSON, one pair of files a shard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from radglint.errors import ConfigError
+from radglint.simulation.sentences import Fact
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training image.
+
+    Attributes:
+        tokens: `depth patches embed`, bfloat16, from the frozen trunk.
+        facts: what its report states.
+        coverage: `facts (depth * patches)`, float16, share of each token inside the finding, or None if unknown.
+        group: patient or body, for splits.
+        real: True for a real, not simulated, finding.
+    """
+
+    tokens: torch.Tensor
+    facts: tuple[Fact, ...]
+    coverage: torch.Tensor | None = None
+    group: str = ""
+    real: bool = False
+
+
+def save_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Write a shard `<path>.safetensors` and `<path>.json`, each complete or not there at all."""
+    tensors = {f"{k}.tokens": case.tokens.contiguous() for k, case in enumerate(cases)}
+    tensors |= {f"{k}.coverage": c.coverage.contiguous() for k, c in enumerate(cases) if c.coverage is not None}
+    rows = [{"facts": [asdict(f) for f in c.facts], "group": c.group, "real": c.real} for c in cases]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path.with_suffix(".safetensors"))
+    path.with_suffix(".tmp").write_text(json.dumps(rows))
+    os.replace(path.with_suffix(".tmp"), path.with_suffix(".json"))
+
+
+def load_cases(folder: Path, prefix: str) -> list[Case]:
+    """Read all shards of a folder whose names start with a prefix, in order.
+
+    Raises:
+        ConfigError: no shard is there.
+    """
+    shards = sorted(folder.glob(f"{prefix}*.json"))
+    if not shards:
+        raise ConfigError(f"{folder}: no shard {prefix}*.json; run the feature recipe first")
+    cases = []
+    for shard in shards:
+        tensors = load_file(shard.with_suffix(".safetensors"))
+        for k, row in enumerate(json.loads(shard.read_text())):
+            facts = tuple(Fact(**fact) for fact in row["facts"])
+            cases.append(Case(tensors[f"{k}.tokens"], facts, tensors.get(f"{k}.coverage"), row["group"], row["real"]))
+    return cases

@@ -1,0 +1,106 @@
+"""The trainable layers between a trunk and the gate: attention inside a slice, convolution over neighbouring slices.
+
+With one slice and `depth_kernel=1` this is RadZero's "two trainable layers on a frozen encoder"; with CT slices it is
+the small 3D mixer that tells a vessel seen end on (it goes on) from a nodule (it ends).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import nn
+
+
+class MixerConfig(BaseModel):
+    """Size of the trainable layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    width: PositiveInt = 256
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+    mlp_ratio: float = 3.0
+    depth_kernel: Literal[1, 3, 5] = 1  # slices that one layer sees along depth; 1 = none
+    dropout: float = 0.1  # on the incoming tokens only: attention without dropout keeps the fused kernel
+
+
+def position_code(height: int, width: int, num_frequencies: int, device: torch.device) -> torch.Tensor:
+    """Sine and cosine of the relative position in the grid, so that other grid sizes interpolate.
+
+    Returns:
+        `(height * width) (4 * num_frequencies)`, float32; a cell's position is its centre in [0, 1].
+    """
+    rows = (torch.arange(height, device=device) + 0.5) / height
+    columns = (torch.arange(width, device=device) + 0.5) / width
+    frequencies = math.pi * 2.0 ** torch.arange(num_frequencies, device=device)
+    row_code = (rows[:, None] * frequencies)[:, None].expand(height, width, num_frequencies)
+    column_code = (columns[:, None] * frequencies)[None].expand(height, width, num_frequencies)
+    angles = torch.cat([row_code, column_code], dim=-1).reshape(height * width, -1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class DepthMix(nn.Module):
+    """Residual mixing of each token with the same place in neighbouring slices (zero outside the volume)."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(kernel * width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`batch depth patches width` in and out."""
+        reach = self.kernel // 2
+        padded = nn.functional.pad(self.norm(tokens), (0, 0, 0, 0, reach, reach))
+        depth = tokens.shape[1]
+        neighbours = torch.cat([padded[:, k : k + depth] for k in range(self.kernel)], dim=-1)
+        return tokens + nn.functional.gelu(self.mix(neighbours))
+
+
+class TokenMixer(nn.Module):
+    """Frozen trunk tokens to the tokens that the gate and the content projection read.
+
+    Args:
+        embed_dim: width of the trunk's tokens.
+        config: size of the mixer.
+    """
+
+    NUM_FREQUENCIES = 4
+
+    def __init__(self, embed_dim: int, config: MixerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.enter = nn.Linear(embed_dim, width)
+        self.drop = nn.Dropout(config.dropout)
+        self.position = nn.Linear(4 * self.NUM_FREQUENCIES, width)
+        self.depth_mixes = nn.ModuleList(
+            DepthMix(width, config.depth_kernel) if config.depth_kernel > 1 else nn.Identity()
+            for _ in range(config.num_layers)
+        )
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, config.num_heads, int(width * config.mlp_ratio), 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+        """Mix tokens.
+
+        Args:
+            tokens: `batch depth patches embed` (depth 1 for a radiograph).
+            grid: `(height, width)` of one slice.
+
+        Returns:
+            `batch (depth * patches) width`.
+        """
+        batch, depth, patches, _ = tokens.shape
+        code = position_code(grid[-2], grid[-1], self.NUM_FREQUENCIES, tokens.device)
+        x = self.drop(self.enter(tokens)) + self.position(code)
+        for mix_depth, layer in zip(self.depth_mixes, self.layers, strict=True):
+            x = mix_depth(x)
+            x = layer(x.reshape(batch * depth, patches, -1)).reshape(batch, depth, patches, -1)
+        return self.norm(x).reshape(batch, depth * patches, -1)

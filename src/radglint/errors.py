@@ -1,0 +1,33 @@
+"""Errors of radglint. Every message names the file, tag or key, what was expected, what came, and what to do."""
+
+
+class RadglintError(Exception):
+    """Base of every error that radglint raises on purpose."""
+
+
+class InputError(RadglintError, ValueError):
+    """The user's input cannot be used. The command line exits with 2."""
+
+
+class ImageError(InputError):
+    """An image file cannot be read, or does not hold a usable radiograph or CT."""
+
+
+class GeometryError(ImageError):
+    """Positions, spacing or orientation of an image are missing, contradictory or singular."""
+
+
+class QueryError(InputError):
+    """A text query is empty, too long or not text."""
+
+
+class ConfigError(InputError):
+    """A configuration holds an unknown key or a value out of range."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, truncated, altered or of another version."""
+
+
+class OutputError(InputError):
+    """A result cannot be written: no permission, no space, or a path that is in the way."""

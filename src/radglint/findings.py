@@ -1,0 +1,442 @@
+"""Findings: what one image was asked, what was answered, and every way to get the answer out.
+
+A `Finding` keeps the token logits and the preprocessing record, not a volume: probability maps and masks are made when
+they are asked for and thrown away again, so that a hundred queries on a large CT fit in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from radglint import localize, render, writing
+from radglint.errors import InputError, OutputError
+from radglint.geometry import shear_deg
+from radglint.image import MedicalImage
+from radglint.preprocess import PreprocessRecord
+from radglint.query import Assertion
+
+if TYPE_CHECKING:
+    import os
+
+MAX_SLUG_CHARACTERS = 48
+# Above this angle between two axes and a right angle a qform cannot hold the grid.
+MAX_QFORM_SHEAR_DEG = 1e-3
+STALE_NAMES = re.compile(r"\d{2,}_[a-z0-9_]+_(?:mask\.nii\.gz|mask\.png|overlay\.png)")
+
+_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{n}{i}" for n in ("com", "lpt") for i in range(10))}
+_GEOMETRY_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """The answer to one query on one image.
+
+    Attributes:
+        query: the user's words.
+        phrase: the finding in positive words, what the model was asked.
+        assertion: "present", "absent" or "uncertain", as the query states it.
+        score: raw cosine similarity, in [-1, 1].
+        probability: calibrated probability that the phrase is present, in [0, 1].
+        threshold: present from this probability on; serves decision and mask alike.
+        in_scope: whether the model can be asked this; if not, nothing is marked.
+        note: a remark of the model, for example why it is out of scope.
+        token_logits: calibrated logit per token, float32 of shape `record.grid_shape`.
+        image: the native image.
+        record: brings token maps to the native grid.
+    """
+
+    query: str
+    phrase: str
+    assertion: Assertion
+    score: float
+    probability: float
+    threshold: float
+    token_logits: np.ndarray = field(repr=False)
+    image: MedicalImage = field(repr=False)
+    record: PreprocessRecord = field(repr=False)
+    in_scope: bool = True
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a finding whose parts do not belong together."""
+        if tuple(self.record.native_shape) != self.image.shape:
+            raise InputError(
+                f"{self.image.path}: the preprocessing record is of an image of shape {self.record.native_shape}, "
+                f"this one has {self.image.shape}; preprocess this image"
+            )
+        if not 0.0 <= self.threshold <= 1.0:
+            raise InputError(f"threshold must be a probability from 0 to 1, got {self.threshold}")
+
+    @property
+    def present(self) -> bool:
+        """Whether the phrase is found: in scope and at or above the threshold, whatever the query asserts."""
+        return self.in_scope and self.probability >= self.threshold
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the mask may hold anything: present, and not asked as absent."""
+        return self.present and self.assertion != "absent"
+
+    @cached_property
+    def peak(self) -> localize.Peak | None:
+        """The native voxel with the highest probability, or None where nothing is marked."""
+        return localize.peak(self.token_logits, self.record, self.image) if self.is_marked else None
+
+    @property
+    def boxes(self) -> list[tuple[int, ...]]:
+        """Half-open native boxes of the mask's pieces, largest first: (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1)."""
+        return self._measured.boxes
+
+    @property
+    def area_px(self) -> int | None:
+        """Pixels in the mask of a radiograph; None for CT."""
+        return self._measured.count if self.image.affine is None else None
+
+    @property
+    def volume_ml(self) -> float | None:
+        """Millilitres in the mask of a CT; None for a radiograph."""
+        return self._measured.volume_ml
+
+    @property
+    def remark(self) -> str:
+        """The note, or else why the mask is empty; empty text where there is nothing to say."""
+        if self.note:
+            return self.note
+        if self.is_marked:
+            return "" if self._measured.count else "present, but no place on its own reaches the threshold: empty mask"
+        if not self.in_scope:
+            return "outside what this model can be asked, so nothing is marked"
+        if self.assertion == "absent":
+            return "asked as absent: the probability is that of the finding, and no mask is drawn"
+        return f"probability {self.probability:.3f} is below the threshold {self.threshold:g}, so the mask is empty"
+
+    @property
+    def decision(self) -> str:
+        """The decision in words; for a negated query also whether it agrees with what was asked."""
+        if not self.in_scope:
+            return "not asked"
+        if self.assertion == "absent":
+            return "present, against the query" if self.present else "not found, as the query says"
+        return "present" if self.present else "not found"
+
+    @property
+    def where(self) -> str:
+        """Peak and size in words: "peak (-56, -86, -116) mm, 7.6 ml"; empty text where nothing is marked."""
+        if self.peak is None:
+            return ""
+        if self.peak.world_mm is not None:
+            return f"peak ({', '.join(f'{v:.0f}' for v in self.peak.world_mm)}) mm RAS+, {self.volume_ml:.1f} ml"
+        row, column = self.peak.index
+        return f"peak at row {row}, column {column}, {self.area_px} px"
+
+    @cached_property
+    def _measured(self) -> _Measured:
+        return _measure(self.mask(), self.image)
+
+    def probability_map(self) -> np.ndarray:
+        """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing. Made anew on each call."""
+        return localize.probability_map(self.token_logits, self.record)
+
+    def probability_plane(self, axis: int, index: int) -> np.ndarray:
+        """One plane of `probability_map`, without the rest.
+
+        Args:
+            axis: native array axis across the plane (3D only).
+            index: position on that axis.
+
+        Returns:
+            float32, the two other axes in their order.
+        """
+        shape = self.image.shape
+        box = tuple((index, index + 1) if a == axis else (0, size) for a, size in enumerate(shape))
+        logits = self.record.upsample_box(self.token_logits, box)
+        with np.errstate(over="ignore"):
+            return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32).squeeze(axis)
+
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """Where the finding is.
+
+        Args:
+            threshold: probability that decides on presence and on every voxel; by default the finding's own.
+
+        Returns:
+            bool on the native grid; empty if the query is negated or out of scope, or the probability is below the
+            threshold. Unseen voxels are False.
+
+        Raises:
+            InputError: the threshold is not in [0, 1].
+        """
+        level = self.threshold if threshold is None else threshold
+        if not 0.0 <= level <= 1.0:
+            raise InputError(f"threshold must be a probability from 0 to 1, got {level}")
+        if not self.in_scope or self.assertion == "absent" or not self.probability >= level:
+            return np.zeros(self.image.shape, dtype=bool)
+        return localize.threshold_mask(self.token_logits, self.record, level)
+
+    def to_nifti(self, path: str | os.PathLike[str]) -> Path:
+        """Write the mask of a CT as NIfTI (uint8, 0 and 1) in the geometry of the input.
+
+        Args:
+            path: a name that ends in .nii or .nii.gz.
+
+        Returns:
+            The path. For a NIfTI input the file has its exact shape, affine, qform and sform with their codes.
+
+        Raises:
+            OutputError: the image is 2D, or the file cannot be written.
+        """
+        if self.image.affine is None:
+            raise OutputError(f"{path}: the mask of a radiograph is a picture; write it with to_png")
+        return writing.write_nifti(path, mask_to_nifti(self.mask(), self.image))
+
+    def to_png(self, path: str | os.PathLike[str]) -> Path:
+        """Write the mask of a radiograph as a PNG of the original size, 0 and 255.
+
+        Raises:
+            OutputError: the image is 3D, or the file cannot be written.
+        """
+        from PIL import Image
+
+        if self.image.affine is not None:
+            raise OutputError(f"{path}: the mask of a CT is a volume; write it with to_nifti")
+        return writing.write_png(path, Image.fromarray(self.mask().astype(np.uint8) * 255))
+
+    def save_overlay(self, path: str | os.PathLike[str]) -> Path:
+        """Write a PNG picture to look at: the image with the mask, the peak, the boxes and a caption.
+
+        Raises:
+            OutputError: the name does not end in .png, or the file cannot be written.
+        """
+        return writing.write_png(path, render.render_overlay(self))
+
+    def to_dict(self, mask: str | None = None) -> dict[str, Any]:
+        """JSON-ready form.
+
+        Args:
+            mask: path of the written mask, if there is one.
+        """
+        size = ("area_px", self.area_px) if self.image.affine is None else ("volume_ml", _number(self.volume_ml))
+        return {
+            "query": self.query,
+            "assertion": self.assertion,
+            "score": _number(self.score),
+            "probability": _number(self.probability),
+            "present": self.present,
+            "peak": _peak_dict(self.peak),
+            "boxes": [list(box) for box in self.boxes],
+            "mask": mask,
+            size[0]: size[1],
+            "threshold": _number(self.threshold),
+            "note": self.remark,
+        }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of a mask."""
+
+    count: int
+    boxes: list[tuple[int, ...]]
+    volume_ml: float | None
+
+
+def _measure(mask: np.ndarray, image: MedicalImage) -> _Measured:
+    volume = None if image.affine is None else localize.volume_ml(mask, image.affine)
+    return _Measured(localize.area_px(mask), localize.boxes(mask), volume)
+
+
+class Findings(Sequence[Finding]):
+    """The answers to all queries on one image, in the order they were asked.
+
+    Attributes:
+        image: the image that was asked.
+        model_name: which model answered.
+        model_fingerprint: tells one set of weights from another.
+        warnings: what the reader should know, of the image and of the answer.
+    """
+
+    def __init__(
+        self,
+        findings: Sequence[Finding],
+        image: MedicalImage,
+        *,
+        model_name: str,
+        model_fingerprint: str,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Collect the findings; the image's own warnings come first."""
+        self._findings = tuple(findings)
+        self.image = image
+        self.model_name = model_name
+        self.model_fingerprint = model_fingerprint
+        self.warnings = tuple(dict.fromkeys((*image.warnings, *warnings)))
+        self._mask_paths: tuple[str | None, ...] = (None,) * len(self._findings)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Finding]: ...
+    def __getitem__(self, index: int | slice) -> Finding | Sequence[Finding]:
+        """One finding, or a tuple of them."""
+        return self._findings[index]
+
+    def __len__(self) -> int:
+        """Number of queries."""
+        return len(self._findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        """The findings in the order they were asked."""
+        return iter(self._findings)
+
+    def __repr__(self) -> str:
+        """The table, for fast looking."""
+        return f"Findings of {self.image!r} by {self.model_name}\n{self.to_table()}"
+
+    @property
+    def mask_names(self) -> list[str]:
+        """The file name of each mask in a folder of results."""
+        suffix = "mask.png" if self.image.affine is None else "mask.nii.gz"
+        return [f"{stem}_{suffix}" for stem in self._stems()]
+
+    def _stems(self) -> list[str]:
+        width = max(2, len(str(len(self))))
+        return [f"{n:0{width}d}_{slug(finding.query)}" for n, finding in enumerate(self, start=1)]
+
+    def to_dict(self, masks: Sequence[str | None] | None = None) -> dict[str, Any]:
+        """The document of `to_json` as a dictionary.
+
+        Args:
+            masks: path of each written mask; by default those of the last `save`.
+        """
+        paths = self._mask_paths if masks is None else masks
+        image = self.image
+        return {
+            "image": {
+                "path": str(image.path),
+                "modality": image.modality,
+                "shape": list(image.shape),
+                "spacing_mm": None if image.spacing_mm is None else [_number(s) for s in image.spacing_mm],
+                "orientation": image.orientation,
+                "value_unit": image.value_unit,
+                "steps": self.to_steps(),
+            },
+            "model": {"name": self.model_name, "fingerprint": self.model_fingerprint},
+            "findings": [f.to_dict(path) for f, path in zip(self, paths, strict=True)],
+            "warnings": list(self.warnings),
+        }
+
+    def to_steps(self) -> list[str]:
+        """Every step from the file to the model's pixels, in plain words."""
+        return [*self.image.steps, *(self[0].record.steps if len(self) else ())]
+
+    def to_json(self) -> str:
+        """One strict JSON document (no NaN); masks are named once `save` has written them."""
+        import json
+
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_table(self) -> str:
+        """A readable table: query, assertion, probability, decision, where, note."""
+        rows = [("query", "asked as", "probability", "decision", "where", "note")]
+        rows += [
+            (_cut(f.query, 48), f.assertion, f"{f.probability:.2f}", f.decision, f.where or "-", f.remark) for f in self
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def save(self, out_dir: str | os.PathLike[str]) -> list[Path]:
+        """Write masks, overlays, findings.json and index.html into a folder, all or nothing.
+
+        Args:
+            out_dir: the folder; made if missing. Results of an earlier run in it are replaced, other files stay.
+
+        Returns:
+            The paths written, in the order of the queries, then findings.json and index.html.
+
+        Raises:
+            OutputError: the folder cannot be written; then nothing new is left in it.
+        """
+        from radglint.page import render_page
+
+        folder = Path(out_dir)
+        names: list[str] = []
+        stale = STALE_NAMES if (folder / "findings.json").is_file() and (folder / "index.html").is_file() else None
+        with writing.folder_transaction(folder, stale=stale) as staging:
+            for finding, mask_name, stem in zip(self, self.mask_names, self._stems(), strict=True):
+                write_mask = finding.to_png if self.image.affine is None else finding.to_nifti
+                written = (write_mask(staging / mask_name), finding.save_overlay(staging / f"{stem}_overlay.png"))
+                names += [path.name for path in written]
+            names.append(writing.write_json(staging / "findings.json", self.to_dict(self.mask_names)).name)
+            names.append(writing.write_text(staging / "index.html", render_page(self)).name)
+        self._mask_paths = tuple(str(folder / name) for name in self.mask_names)
+        return [folder / name for name in names]
+
+
+def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
+    """A 3D mask as a nibabel image in the geometry of its source.
+
+    Args:
+        mask: bool, `depth height width`.
+        image: the CT; its `source_header`, if it fits, gives qform, sform and their codes unchanged.
+
+    Returns:
+        `nibabel.Nifti1Image` (or `Nifti2Image` for a NIfTI-2 source), uint8, in mm. Nothing else of the source header,
+        such as a description that could name the patient, is taken over.
+    """
+    import nibabel as nib
+
+    data = mask.transpose(2, 1, 0).view(np.uint8)
+    affine = np.asarray(image.nifti_affine)
+    source = image.source_header
+    if isinstance(source, nib.Nifti1Header) and np.allclose(source.get_best_affine(), affine, rtol=1e-5, atol=1e-4):
+        kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        header = kind.header_class()
+        header.set_data_shape(data.shape)
+        for name in _GEOMETRY_FIELDS:
+            header[name] = source[name]
+        header["pixdim"][:4] = source["pixdim"][:4]
+        nifti = kind(data, None, header=header)
+    else:
+        nifti = nib.Nifti1Image(data, affine)
+        nifti.set_sform(affine, code=1)
+        sheared = shear_deg(affine) > MAX_QFORM_SHEAR_DEG
+        nifti.set_qform(affine, code=0 if sheared else 1, strip_shears=True, update_affine=False)
+    nifti.set_data_dtype(np.uint8)
+    nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = b"radglint mask"
+    return nifti
+
+
+def slug(text: str) -> str:
+    """A file name part that every system accepts: lower-case ASCII letters, digits and underscores, 1 to 48 of them."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:MAX_SLUG_CHARACTERS].rstrip("_")
+    return f"{name}_query" if name in _WINDOWS_NAMES else name or "query"
+
+
+def _peak_dict(peak: localize.Peak | None) -> dict[str, Any] | None:
+    if peak is None:
+        return None
+    world = None if peak.world_mm is None else [round(v, 3) for v in peak.world_mm]
+    return {"index": list(peak.index), "ras_mm": world, "probability": _number(peak.probability)}
+
+
+def _number(value: float | None) -> float | None:
+    """A float for JSON; None if it is not finite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "\u2026"

@@ -1,0 +1,187 @@
+"""Sparsely Gated Alignment: which patches is this phrase about, and how well do they fit it?
+
+Reference: GLINT, arXiv 2606.03180 (abstract); the equations are our reconstruction, section 3 of our method notes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import nn
+
+Pooling = Literal["mean", "softmax", "softmax_null", "sigmoid", "sigmoid_null", "top_k"]
+EPSILON = 1e-6  # keeps a fully closed gate finite
+
+
+class GateConfig(BaseModel):
+    """Choices of the gate; the defaults are GLINT's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    pooling: Pooling = "sigmoid_null"
+    joint_dim: PositiveInt = 256  # width of the content space, where image and text are compared
+    gate_dim: PositiveInt = 128  # width of the gate space, where patches are chosen
+    shared_space: bool = False  # True: the gate reads the content space (RadZero), no weights of its own
+    initial_scale: float = 10.0
+    initial_bias: float = -2.0  # sigmoid(-2) = 0.12; sparsity emerges from there
+    null_weight: float = 1.0  # weight of the null slot, in patches
+    top_k: PositiveInt = 16
+
+
+@dataclass(frozen=True)
+class GatedScores:
+    """The gate's answer for every text and image.
+
+    Attributes:
+        scores: `texts batch`, cosine in [-1, 1].
+        gate_logits: `texts batch tokens`, before the sigmoid.
+        gate: `texts batch tokens`, the pooling weights before normalisation, in [0, 1].
+    """
+
+    scores: torch.Tensor
+    gate_logits: torch.Tensor
+    gate: torch.Tensor
+
+
+def pooling_weights(gate_logits: torch.Tensor, pooling: Pooling, top_k: int = 16) -> torch.Tensor:
+    """Weight of each patch for each text, not normalised over patches except for the softmax forms.
+
+    Args:
+        gate_logits: `... tokens`, float32.
+        pooling: mean = 1 everywhere; softmax = over tokens; softmax_null = the same with an extra slot of logit 0;
+            sigmoid and sigmoid_null = each patch alone; top_k = sigmoid, kept at the k largest logits.
+        top_k: how many patches stay on in the top_k form.
+
+    Returns:
+        `... tokens`, in [0, 1].
+
+    Naive form: sigmoid: w[p] = 1 / (1 + exp(-l[p])); softmax_null: w[p] = exp(l[p]) / (1 + sum_q exp(l[q])).
+    """
+    if pooling == "mean":
+        return torch.ones_like(gate_logits)
+    if pooling == "softmax":
+        return gate_logits.softmax(dim=-1)
+    if pooling == "softmax_null":
+        zero_slot = torch.zeros_like(gate_logits[..., :1])
+        return torch.cat([gate_logits, zero_slot], dim=-1).softmax(dim=-1)[..., :-1]
+    gate = gate_logits.sigmoid()
+    if pooling == "top_k":
+        keep = gate_logits.topk(min(top_k, gate_logits.shape[-1]), dim=-1).indices
+        gate = gate * torch.zeros_like(gate).scatter(-1, keep, 1.0)
+    return gate
+
+
+def pool_content(
+    content: torch.Tensor, gate: torch.Tensor, null: torch.Tensor | None = None, null_weight: float = 1.0
+) -> torch.Tensor:
+    """Gate-weighted mean of the content embeddings, with a null slot if one is given.
+
+    Args:
+        content: `batch tokens embed`.
+        gate: `texts batch tokens`, in [0, 1].
+        null: `embed`, what an image without the finding looks like; None leaves the slot out.
+        null_weight: weight of that slot, in patches.
+
+    Returns:
+        `texts batch embed`. With every gate closed it is the null embedding (or zero), never NaN.
+
+    Naive form: z[t, b] = (sum_p g[t, b, p] * c[b, p] + g0 * n) / (sum_p g[t, b, p] + g0), with g0 = 1e-6 and n = 0
+        when there is no null slot.
+    """
+    summed = torch.einsum("tbp,bpd->tbd", gate, content)
+    mass = gate.sum(dim=-1, keepdim=True)
+    if null is None:
+        return summed / (mass + EPSILON)
+    return (summed + null_weight * null) / (mass + null_weight)
+
+
+def _window_sums(per_slice: torch.Tensor, window: int) -> torch.Tensor:
+    """Sums over runs of `window` slices: `texts batch slices width` to `texts batch (slices - window + 1) width`."""
+    window = min(window, per_slice.shape[2])
+    return per_slice.unfold(2, window, 1).sum(dim=-1)
+
+
+class SparseGate(nn.Module):
+    """Text-conditioned pooling with a gate space of its own.
+
+    Args:
+        token_dim: width of the image tokens.
+        text_dim: width of the sentence embeddings.
+        config: pooling form and widths.
+    """
+
+    def __init__(self, token_dim: int, text_dim: int, config: GateConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_content = nn.Linear(token_dim, config.joint_dim)
+        self.text_content = nn.Linear(text_dim, config.joint_dim)
+        if not config.shared_space:
+            self.image_gate = nn.Linear(token_dim, config.gate_dim)
+            self.text_gate = nn.Linear(text_dim, config.gate_dim)
+        self.gate_scale = nn.Parameter(torch.tensor(float(config.initial_scale)))
+        self.gate_bias = nn.Parameter(torch.tensor(float(config.initial_bias)))
+        has_null = config.pooling == "sigmoid_null"
+        self.null = nn.Parameter(torch.randn(config.joint_dim) / math.sqrt(config.joint_dim)) if has_null else None
+
+    def gate_logits(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """`texts batch tokens`: scale * cosine in the gate space + bias, float32."""
+        if self.config.shared_space:
+            keys, queries = self.image_content(tokens), self.text_content(texts)
+        else:
+            keys, queries = self.image_gate(tokens), self.text_gate(texts)
+        with torch.autocast(tokens.device.type, enabled=False):  # in bfloat16 a logit near 10 is off by 0.04
+            keys = nn.functional.normalize(keys.float(), dim=-1)
+            queries = nn.functional.normalize(queries.float(), dim=-1)
+            return self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
+
+    def forward_windows(self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int) -> GatedScores:
+        """Like `forward` on a long volume, scored as its best run of slices.
+
+        A gate is trained on slabs; pooled over a hundred slices, its few wrong patches would drown a nodule. The score
+        of a volume is the highest score of any `window` neighbouring slices.
+
+        Args:
+            tokens: `batch (depth * patches) token_dim`.
+            texts: `texts text_dim`.
+            depth: slices of the volume.
+            window: slices pooled together; with `window >= depth` this is `forward`.
+
+        Raises:
+            ValueError: the pooling form normalises over all patches, so that windows make no sense.
+
+        Naive form: max over d of score(tokens of slices d to d + window - 1).
+        """
+        if self.config.pooling not in ("sigmoid", "sigmoid_null", "mean"):
+            raise ValueError(f"windows need a gate that decides patch by patch, not {self.config.pooling!r}")
+        logits = self.gate_logits(tokens, texts)
+        gate = pooling_weights(logits, self.config.pooling)
+        by_slice = gate.unflatten(-1, (depth, -1))
+        content = self.image_content(tokens).float().unflatten(1, (depth, -1))
+        summed = _window_sums(torch.einsum("tbsp,bspd->tbsd", by_slice, content), window)
+        mass = _window_sums(by_slice.sum(dim=-1, keepdim=True), window)
+        null_weight = self.config.null_weight if self.null is not None else EPSILON
+        pooled = (summed + null_weight * (self.null if self.null is not None else 0.0)) / (mass + null_weight)
+        wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
+        scores = torch.einsum("tbsd,td->tbs", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
+        return GatedScores(scores.amax(dim=-1), logits, gate)
+
+    def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> GatedScores:
+        """Score every text on every image.
+
+        Args:
+            tokens: `batch tokens token_dim`.
+            texts: `texts text_dim`.
+
+        Returns:
+            GatedScores; `scores[t, b] = cos(z[t, b], u[t])`.
+        """
+        logits = self.gate_logits(tokens, texts)
+        gate = pooling_weights(logits, self.config.pooling, self.config.top_k)
+        content = self.image_content(tokens).float()
+        pooled = pool_content(content, gate, self.null, self.config.null_weight)
+        wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
+        scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
+        return GatedScores(scores, logits, gate)

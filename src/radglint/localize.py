@@ -1,0 +1,243 @@
+"""From a token map to places on the native image: probability map, mask, peak, boxes, area and volume.
+
+Interpolation is a convex mix of the tokens around a voxel, so a voxel can only reach a level that one of those tokens
+reaches. Masks and peaks are therefore computed only in blocks near tokens that do, and never need the whole map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
+
+from radglint.errors import ImageError, InputError
+from radglint.geometry import apply_affine, voxel_volume_ml
+from radglint.image import MedicalImage
+from radglint.preprocess import PreprocessRecord
+from radglint.resample import Box
+
+MAX_BOXES = 10
+# Blocks of native voxels, by number of axes, that are computed or skipped as a whole.
+BLOCK_VOX: dict[int, tuple[int, ...]] = {2: (128, 128), 3: (16, 64, 64)}
+# Logits beyond this give the same probability in float32.
+LOGIT_LIMIT = 80.0
+# Slack on logits when tokens are ruled out, so that float32 rounding never drops a voxel.
+LOGIT_SLACK = 1e-3
+# Slack on token coordinates for the same reason; wider than the drift that counts as axis aligned.
+COORDINATE_SLACK = 1e-2
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The native voxel where a map is highest.
+
+    Attributes:
+        index: zero-based native index, one integer per axis, inside the image.
+        world_mm: its position in RAS+ mm, or None in 2D.
+        probability: the map's value there, in [0, 1].
+    """
+
+    index: tuple[int, ...]
+    world_mm: tuple[float, float, float] | None
+    probability: float
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Logistic function in place, NaN kept; the same bits for the same logit wherever it stands."""
+    np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT, out=logits)
+    np.negative(logits, out=logits)
+    np.exp(logits, out=logits)
+    logits += 1
+    return np.reciprocal(logits, out=logits)
+
+
+def probability_map(token_logits: np.ndarray, record: PreprocessRecord, slab: slice | None = None) -> np.ndarray:
+    """Probability on the native grid: the logistic of the interpolated logits.
+
+    Args:
+        token_logits: calibrated logit per token, shape `record.grid_shape`.
+        record: the image's preprocessing record.
+        slab: the part of the first native axis that is wanted; None for all.
+
+    Returns:
+        float32 in [0, 1] on the native grid, NaN where the model saw nothing.
+    """
+    return _sigmoid(record.upsample(token_logits, slab))
+
+
+def _token_reach(record: PreprocessRecord, box: Box) -> tuple[slice, ...]:
+    """All tokens that the voxels of a native box are interpolated from."""
+    linear = record.native_to_grid[:-1, :-1]
+    ends = np.array([[start, stop - 1] for start, stop in box], dtype=np.float64)
+    spans = linear[:, :, None] * ends
+    shift = record.native_to_grid[:-1, -1]
+    limit = np.array(record.grid_shape) - 1
+    low = np.clip(np.floor(spans.min(axis=2).sum(axis=1) + shift - COORDINATE_SLACK), 0, limit).astype(int)
+    high = np.clip(np.floor(spans.max(axis=2).sum(axis=1) + shift + COORDINATE_SLACK) + 1, 0, limit).astype(int)
+    return tuple(slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
+
+
+def _hot_blocks(hot: np.ndarray, record: PreprocessRecord) -> Iterator[Box]:
+    """Native blocks, not overlapping, that hold every voxel with a hot token around it."""
+    sides = BLOCK_VOX[len(record.native_shape)]
+    starts = (range(0, size, side) for size, side in zip(record.native_shape, sides, strict=True))
+    for corner in product(*starts):
+        stops = (min(c + side, n) for c, side, n in zip(corner, sides, record.native_shape, strict=True))
+        box = tuple(zip(corner, stops, strict=True))
+        if hot[_token_reach(record, box)].any():
+            yield box
+
+
+def threshold_mask(token_logits: np.ndarray, record: PreprocessRecord, threshold: float) -> np.ndarray:
+    """Where the probability reaches the threshold; equal to `probability_map(...) >= threshold` without that array.
+
+    Args:
+        token_logits: calibrated logit per token, shape `record.grid_shape`.
+        record: the image's preprocessing record.
+        threshold: probability in [0, 1].
+
+    Returns:
+        bool on the native grid; unseen voxels are False.
+
+    Raises:
+        InputError: the threshold is not in [0, 1].
+    """
+    if not 0.0 <= threshold <= 1.0:
+        raise InputError(f"threshold: expected a probability from 0 to 1, got {threshold}")
+    mask = np.zeros(record.native_shape, dtype=bool)
+    # Beyond 1 - 6e-8 a float32 probability rounds to 1, so a higher level would rule out too much.
+    level = min(threshold, 1 - 6e-8)
+    least = np.log(level / (1 - level)) - LOGIT_SLACK if level > 0 else -np.inf
+    logits = record.checked(token_logits)
+    for box in _hot_blocks(logits >= least, record):
+        place = tuple(slice(*ends) for ends in box)
+        mask[place] = _sigmoid(record.upsample_box(logits, box)) >= threshold
+    return mask
+
+
+def _reached_level(logits: np.ndarray, record: PreprocessRecord) -> float:
+    """A logit that some seen native voxel has for sure: that of the best voxel next to a token's centre."""
+    tokens = np.argwhere(np.ones(record.grid_shape, dtype=bool))
+    nearest = np.clip(np.rint(record.grid_to_native(tokens)), 0, np.array(record.native_shape) - 1)
+    nearest = nearest[record.is_seen(nearest)].astype(int)
+    if not len(nearest):
+        return -np.inf
+    values = ndimage.map_coordinates(logits, record.native_to_grid_points(nearest).T, order=1, mode="nearest")
+    box = tuple((int(i), int(i) + 1) for i in nearest[values.argmax()])
+    reached = float(record.upsample_box(logits, box).flat[0])
+    return -np.inf if np.isnan(reached) else reached
+
+
+def peak(token_logits: np.ndarray, record: PreprocessRecord, image: MedicalImage) -> Peak:
+    """The native voxel where the interpolated map is highest (one of them on ties).
+
+    Args:
+        token_logits: calibrated logit per token, shape `record.grid_shape`.
+        record: the image's preprocessing record.
+        image: the native image; gives the world position.
+
+    Returns:
+        The peak; its voxel lies in the image and was seen by the model.
+
+    Raises:
+        ImageError: the model saw no voxel of the image.
+    """
+    logits = record.checked(token_logits)
+    best, index = -np.inf, None
+    for box in _hot_blocks(logits >= _reached_level(logits, record) - LOGIT_SLACK, record):
+        values = record.upsample_box(logits, box)
+        np.copyto(values, -np.inf, where=np.isnan(values))
+        if values.max() > best:
+            best = float(values.max())
+            inside = np.unravel_index(int(values.argmax()), values.shape)
+            index = tuple(int(i) + start for i, (start, _) in zip(inside, box, strict=True))
+    if index is None:
+        raise ImageError(f"{image.path}: the model saw no part of the image; check its geometry")
+    world = None if image.affine is None else apply_affine(image.affine, np.array(index, dtype=np.float64))
+    return Peak(
+        index=index,
+        world_mm=None if world is None else (float(world[0]), float(world[1]), float(world[2])),
+        probability=float(_sigmoid(np.array([best], dtype=np.float32))[0]),
+    )
+
+
+def _bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds a mask; None if it is empty."""
+    bounds = []
+    for axis in range(mask.ndim):
+        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not used.size:
+            return None
+        bounds.append(slice(int(used[0]), int(used[-1]) + 1))
+    return tuple(bounds)
+
+
+def _runs(volume: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First voxel of every run along the last axis, (runs, 3) as (z, y, x), and the runs' lengths."""
+    first, last = volume.copy(), volume.copy()
+    first[..., 1:] &= ~volume[..., :-1]
+    last[..., :-1] &= ~volume[..., 1:]
+    starts = np.flatnonzero(first)
+    lengths = np.flatnonzero(last) - starts + 1
+    return np.stack(np.unravel_index(starts, volume.shape), axis=1), lengths
+
+
+def _pieces(starts: np.ndarray, lengths: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Number of the connected piece of every run; runs in neighbouring lines touch, corners included.
+
+    Runs lie on one long line in which every row and slice is padded by an empty cell on both sides, so that a run's
+    neighbours in another row are the runs that overlap its copy shifted by that row.
+    """
+    row = width + 2
+    low = (starts[:, 0] * (height + 2) + starts[:, 1] + 1) * row + starts[:, 2] + 1
+    high = low + lengths - 1
+    runs, pairs = len(low), []
+    for rows in (1, height + 1, height + 2, height + 3):
+        begin = np.searchsorted(high, low + rows * row - 1, side="left")
+        count = np.maximum(0, np.searchsorted(low, high + rows * row + 1, side="right") - begin)
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        pairs.append((np.repeat(np.arange(runs), count), np.repeat(begin, count) + within))
+    one, other = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+    graph = sparse.coo_array((np.ones(len(one), dtype=np.int8), (one, other)), shape=(runs, runs))
+    return csgraph.connected_components(graph, directed=False)[1]
+
+
+def boxes(mask: np.ndarray) -> list[tuple[int, ...]]:
+    """Bounding boxes of a mask's connected pieces (corners touching counts), largest piece first, at most 10.
+
+    Args:
+        mask: bool, 2D or 3D.
+
+    Returns:
+        Zero-based half-open boxes, starts then stops: (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1).
+    """
+    whole = _bounds(mask)
+    if whole is None:
+        return []
+    part = mask[whole] if mask.ndim == 3 else mask[whole][None]
+    starts, lengths = _runs(part)
+    piece = _pieces(starts, lengths, part.shape[1], part.shape[2])
+    found = []
+    for number in np.argsort(-np.bincount(piece, weights=lengths), kind="stable")[:MAX_BOXES]:
+        mine = piece == number
+        stops = starts[mine] + 1
+        stops[:, 2] += lengths[mine] - 1
+        offset = np.array([w.start for w in whole])
+        low = starts[mine].min(axis=0)[-mask.ndim :] + offset
+        high = stops.max(axis=0)[-mask.ndim :] + offset
+        found.append((*low.tolist(), *high.tolist()))
+    return found
+
+
+def area_px(mask: np.ndarray) -> int:
+    """Number of pixels in a 2D mask."""
+    return int(np.count_nonzero(mask))
+
+
+def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Volume of a 3D mask in millilitres; the affine's determinant gives the voxel, also if oblique or sheared."""
+    return int(np.count_nonzero(mask)) * voxel_volume_ml(affine)

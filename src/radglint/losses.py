@@ -1,0 +1,114 @@
+"""Contrastive losses between sentences and images, and the sparsity terms of the gate.
+
+Scores are `texts batch`; `positives` of the same shape is True where the sentence holds for the image, so one
+sentence may fit many images and an image has many sentences.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+SparsityKind = Literal["none", "budget", "negatives", "binarise"]
+NEVER = -1e30  # a finite stand-in for minus infinity, so that a row without negatives has a zero gradient, not NaN
+
+
+def _multi_positive(logits: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Mean over positive entries of -log(e^pos / (e^pos + sum of e^neg along the last axis)).
+
+    The other positives of the same row are left out of the denominator.
+    """
+    contrast = logits.masked_fill(~negatives, NEVER).logsumexp(dim=-1, keepdim=True)
+    per_entry = functional.softplus(contrast - logits)
+    return per_entry[positives].mean()
+
+
+def multi_positive_info_nce(
+    scores: torch.Tensor,
+    positives: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    negatives: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multi-positive InfoNCE, both ways, averaged.
+
+    Each positive pair is contrasted with the images that its sentence does not fit, and with the sentences that do
+    not fit its image.
+
+    Args:
+        scores: `texts batch`, cosine.
+        positives: `texts batch`, bool, at least one True.
+        logit_scale: 1 / temperature.
+        negatives: `texts batch`, bool; every pair that is not positive by default. A pair in neither is undecided
+            (a look-alike, an unknown side) and stays out.
+
+    Returns:
+        Scalar loss. A positive pair without any negative contributes 0.
+
+    Raises:
+        ValueError: no positive pair, or shapes differ.
+
+    Naive form:
+        row = mean over positive (t, b) of -log(e[t,b] / (e[t,b] + sum over b' negative for t of e[t,b']))
+        col = mean over positive (t, b) of -log(e[t,b] / (e[t,b] + sum over t' negative for b of e[t',b]))
+        loss = (row + col) / 2, with e = exp(logit_scale * scores)
+
+    Reference: MP-NCE as in RadZero (Park et al., NeurIPS 2025), there for the column part only.
+    """
+    if scores.shape != positives.shape or not bool(positives.any()):
+        raise ValueError(f"scores {tuple(scores.shape)} need positives of that shape with at least one True")
+    logits = logit_scale * scores.float()
+    others = ~positives if negatives is None else negatives
+    return (_multi_positive(logits, positives, others) + _multi_positive(logits.T, positives.T, others.T)) / 2
+
+
+def sigmoid_contrastive_loss(
+    scores: torch.Tensor, positives: torch.Tensor, logit_scale: torch.Tensor | float, logit_bias: torch.Tensor | float
+) -> torch.Tensor:
+    """Pairwise sigmoid loss (SigLIP): every pair is its own yes-no question.
+
+    Args:
+        scores: `texts batch`, cosine.
+        positives: `texts batch`, bool.
+        logit_scale: multiplies the scores, start at 10.
+        logit_bias: added to them, start at -10.
+
+    Returns:
+        Scalar: the sum over pairs divided by the number of images.
+
+    Naive form: sum over t, b of -log(sigmoid(y[t,b] * (logit_scale * s[t,b] + logit_bias))) / batch, y = +1 or -1.
+
+    Reference: Zhai et al. 2023, arXiv 2303.15343, equation 1.
+    """
+    logits = logit_scale * scores.float() + logit_bias
+    sign = positives.to(logits.dtype) * 2 - 1
+    return functional.softplus(-sign * logits).sum() / scores.shape[1]
+
+
+def gate_sparsity_loss(
+    gate: torch.Tensor, positives: torch.Tensor, kind: SparsityKind, budget: float = 0.05
+) -> torch.Tensor:
+    """Explicit sparsity of the gate, one of four kinds.
+
+    Args:
+        gate: `texts batch tokens`, in [0, 1].
+        positives: `texts batch`, bool. Leave negated sentences out of both arguments: they have no place.
+        kind: none = 0; budget = hinge on the mean gate of positive pairs above `budget`; negatives = mean gate of
+            the pairs that do not fit; binarise = g (1 - g) of positive pairs.
+        budget: share of patches that a positive sentence may use.
+
+    Returns:
+        Scalar.
+
+    Naive form: budget: mean over positive (t, b) of max(mean_p g - budget, 0) ** 2;
+        negatives: mean over other (t, b) of mean_p g; binarise: mean over positive (t, b) and p of g (1 - g).
+    """
+    if kind == "none":
+        return gate.new_zeros(())
+    chosen = gate[~positives] if kind == "negatives" else gate[positives]
+    if chosen.numel() == 0:
+        return gate.new_zeros(())
+    if kind == "budget":
+        return (chosen.mean(dim=-1) - budget).clamp_min(0).square().mean()
+    return chosen.mean() if kind == "negatives" else (chosen * (1 - chosen)).mean()

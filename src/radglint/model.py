@@ -1,0 +1,184 @@
+"""GlintModel: one image trunk, one text tower, and per modality a mixer and a gate.
+
+    pixels -> trunk (frozen or trained) -> patch tokens -> TokenMixer -> SparseGate <- TextAdapter <- text tower <- text
+
+A checkpoint may hold one branch (a CXR model, a CT model) or both over one shared trunk, as `nano` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from tokenizers import Tokenizer
+from torch import nn
+
+from radglint.encoders.backbones import build_backbone, image_encoder
+from radglint.encoders.features import PatchFeatures, grey_to_channels
+from radglint.encoders.mixer import MixerConfig, TokenMixer
+from radglint.encoders.text import TextEncoder
+from radglint.encoders.video import VideoEncoder
+from radglint.errors import ConfigError
+from radglint.gate import GateConfig, GatedScores, SparseGate
+from radglint.preprocess import PreprocessConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BranchConfig(_Config):
+    """What is particular to one modality."""
+
+    preprocess: PreprocessConfig = Field(discriminator="kind")
+    mixer: MixerConfig = MixerConfig()
+    gate: GateConfig = GateConfig()
+    text_hidden: PositiveInt = 512  # width of the text adapter's hidden layer
+    score_window_slices: PositiveInt | None = None  # a volume's score is that of its best run of slices; None = all
+
+
+class GlintConfig(_Config):
+    """Everything needed to rebuild the model around its weights."""
+
+    architecture: Literal["glint"] = "glint"
+    name: str
+    image_backbone: dict[str, Any]  # the transformers configuration, with model_type
+    text_backbone: dict[str, Any]
+    max_text_tokens: PositiveInt = 128
+    num_trainable_blocks: int = 0  # last blocks of the image trunk that are trained; -1 = all
+    train_text: bool = True
+    branches: dict[Literal["CXR", "CT"], BranchConfig]
+
+    @model_validator(mode="after")
+    def _branches_fit(self) -> GlintConfig:
+        for modality, branch in self.branches.items():
+            if branch.preprocess.kind != modality:
+                raise ValueError(f"branch {modality} has a {branch.preprocess.kind} preprocessing")
+        if not self.branches:
+            raise ValueError("at least one branch (CXR or CT) is needed")
+        return self
+
+
+@dataclass(frozen=True)
+class GlintOutput:
+    """Scores of a batch and what the losses need.
+
+    Attributes:
+        gated: scores, gate logits and gate of every text on every image.
+        layers: raw trunk tokens of the requested blocks, for Dense Feature Regularization.
+    """
+
+    gated: GatedScores
+    layers: dict[int, torch.Tensor]
+
+
+class TextAdapter(nn.Module):
+    """A residual two-layer map from the sentence embedding to the gate's text input."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """`texts embed` in and out; unit-length input is first brought to unit variance."""
+        scaled = embeddings * embeddings.shape[-1] ** 0.5
+        return scaled + self.layers(scaled)
+
+
+class GlintBranch(nn.Module):
+    """Mixer, text adapter and gate of one modality, with the loss's temperature."""
+
+    def __init__(self, trunk_dim: int, text_dim: int, config: BranchConfig) -> None:
+        super().__init__()
+        self.mixer = TokenMixer(trunk_dim, config.mixer)
+        self.text_adapter = TextAdapter(text_dim, config.text_hidden)
+        self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor) -> GatedScores:
+        """Score texts on cached trunk tokens: the fast path when the trunk is frozen.
+
+        Args:
+            trunk_tokens: `batch depth patches embed`.
+            grid: `(height, width)` of one slice.
+            texts: `texts embed`, from the text tower.
+        """
+        return self.gate(self.mixer(trunk_tokens, grid), self.text_adapter(texts))
+
+
+class GlintModel(nn.Module):
+    """Image and text to gated scores.
+
+    Args:
+        config: architecture.
+        tokenizer: fast tokenizer of the text tower.
+
+    Raises:
+        ConfigError: a CXR branch on a video trunk.
+    """
+
+    def __init__(self, config: GlintConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = image_encoder(build_backbone(config.image_backbone))
+        if isinstance(self.trunk, VideoEncoder) and "CXR" in config.branches:
+            raise ConfigError(f"{config.name}: a video trunk serves CT only; give the CXR branch a ViT trunk")
+        self.text = TextEncoder(build_backbone(config.text_backbone), tokenizer, config.max_text_tokens)
+        sizes = (self.trunk.embed_dim, self.text.embed_dim)
+        self.branches = nn.ModuleDict({m: GlintBranch(*sizes, b) for m, b in config.branches.items()})
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Leave only the configured blocks of the trunk trainable."""
+        self.text.requires_grad_(self.config.train_text)
+        trained = self.config.num_trainable_blocks
+        self.trunk.requires_grad_(trained == -1)
+        if trained > 0:
+            for block in trunk_blocks(self.trunk)[-trained:]:
+                block.requires_grad_(True)
+
+    def trunk_features(self, pixels: torch.Tensor, layers: tuple[int, ...] = ()) -> PatchFeatures:
+        """Trunk tokens of a batch.
+
+        Args:
+            pixels: `batch depth height width` in [0, 1]; depth is 1 for a radiograph, slices for CT.
+            layers: blocks whose raw tokens are wanted too.
+
+        Returns:
+            PatchFeatures with tokens `batch depth patches embed`, one layer per slice whatever the trunk's tubelet, and
+            the grid of one slice. `layers` keeps the trunk's own token order.
+        """
+        batch, depth = pixels.shape[:2]
+        if isinstance(self.trunk, VideoEncoder):
+            features = self.trunk(pixels, layers)
+            per_tubelet = features.tokens.unflatten(1, (features.grid[0], -1))
+            tokens = per_tubelet.repeat_interleave(self.trunk.tubelet, dim=1)[:, :depth]  # one layer per slice again
+            return PatchFeatures(tokens, features.grid[1:], features.layers)
+        features = self.trunk(grey_to_channels(pixels.flatten(0, 1)), layers)
+        return PatchFeatures(features.tokens.unflatten(0, (batch, depth)), features.grid, features.layers)
+
+    def forward(
+        self, pixels: torch.Tensor, sentences: Sequence[str], modality: Literal["CXR", "CT"], layers: tuple[int, ...] = ()
+    ) -> GlintOutput:
+        """Score sentences on a batch of images, with gradient where parameters are trainable.
+
+        Args:
+            pixels: `batch depth height width` in [0, 1], from `preprocess`.
+            sentences: any number of texts.
+            modality: which branch answers.
+            layers: trunk blocks to return for Dense Feature Regularization.
+        """
+        features = self.trunk_features(pixels, layers)
+        gated = self.branches[modality](features.tokens, features.grid, self.text.embed(sentences))
+        return GlintOutput(gated, features.layers)
+
+
+def trunk_blocks(trunk: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of a trunk, first to last: its longest list of equal modules."""
+    lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
+    if not lists:
+        raise ConfigError(f"{type(trunk).__name__} has no list of blocks to train in part")
+    return list(max(lists, key=len))

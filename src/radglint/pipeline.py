@@ -1,0 +1,277 @@
+"""START HERE: how a phrase becomes a mask.
+
+    image file --read_image--> MedicalImage --preprocess--> pixels + record (the exact way back)
+    pixels --trunk, mixer--> tokens on a grid                              once per image
+    query --parse_query--> phrase + assertion --text tower--> embedding    once per phrase
+    tokens, embedding --gate--> cosine score, gate logit per token
+    score --calibration--> probability;  gate logits --calibration--> token logits
+    token logits --record--> probability map and mask on the native grid   only when asked for
+
+A model is anything that turns an image and queries into findings: see `Answerer`. GLINT is `GlintAnswerer`; a language
+model that answers with region codes, or a multimodal model whose hidden states score a query, would stand beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from radglint.checkpoint import Checkpoint, LogisticMap
+from radglint.errors import ConfigError, InputError, QueryError
+from radglint.findings import Finding, Findings
+from radglint.gate import GatedScores
+from radglint.hub import from_pretrained
+from radglint.image import MedicalImage
+from radglint.preprocess import PreprocessRecord, preprocess
+from radglint.query import Query, parse_query
+from radglint.reading import read_image
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
+SLICES_AT_ONCE = 8
+QUERIES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as a model keeps it between questions.
+
+    Attributes:
+        image: the native image.
+        record: from the native grid to the token grid and back.
+        tokens: `1 tokens width`, text-independent.
+        model: fingerprint of the model that made it; another model refuses it.
+    """
+
+    image: MedicalImage
+    record: PreprocessRecord
+    tokens: torch.Tensor
+    model: str
+
+
+class Answerer(Protocol):
+    """The seam: what every model offers."""
+
+    name: str
+    fingerprint: str
+
+    def encode(self, image: MedicalImage) -> EncodedImage:
+        """Everything about the image that does not depend on a query."""
+        ...
+
+    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
+        """One finding per query, in order."""
+        ...
+
+
+class Pipeline:
+    """A model with reading, query parsing and results around it.
+
+    Args:
+        model: any `Answerer`.
+
+    Example:
+        >>> import radglint
+        >>> findings = radglint.load("nano").ask("chest.png", ["pulmonary nodule"])  # doctest: +SKIP
+    """
+
+    def __init__(self, model: Answerer) -> None:
+        self.model = model
+
+    def encode_image(self, image: str | os.PathLike[str] | MedicalImage, *, series: str | None = None) -> EncodedImage:
+        """Read and encode an image once, to ask it many times.
+
+        Args:
+            image: path of a PNG, JPEG, TIFF, DICOM file, DICOM folder or zip, or NIfTI; or a MedicalImage.
+            series: which CT series of a folder, by number or UID.
+
+        Raises:
+            ImageError: it cannot be read, or the model has no branch for its modality.
+        """
+        return self.model.encode(image if isinstance(image, MedicalImage) else read_image(image, series=series))
+
+    def ask(
+        self,
+        image: str | os.PathLike[str] | MedicalImage | EncodedImage,
+        queries: Sequence[str],
+        threshold: float | None = None,
+        *,
+        series: str | None = None,
+    ) -> Findings:
+        """Ask one image any number of queries.
+
+        Args:
+            image: path, MedicalImage, or what `encode_image` returned.
+            queries: plain English, for example "small left pleural effusion" or "no pneumothorax".
+            threshold: probability from which a finding is present and a voxel is marked; 0.5 by default.
+            series: which CT series of a folder, by number or UID.
+
+        Returns:
+            Findings, one per query, in order.
+
+        Raises:
+            QueryError: no query, or one that is empty, too long or without a word.
+            ImageError: the image cannot be read.
+            InputError: the threshold is not between 0 and 1, or the encoded image is of another model.
+        """
+        if isinstance(queries, str):
+            raise QueryError('queries must be a list of texts, got one text; write ["..."]')
+        parsed = [parse_query(query) for query in queries]
+        if not parsed:
+            raise QueryError('no query given; ask for something, for example "pleural effusion"')
+        level = DEFAULT_THRESHOLD if threshold is None else threshold
+        if not 0.0 < level < 1.0:
+            raise InputError(f"threshold must be between 0 and 1, got {level}")
+        encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, series=series)
+        if encoded.model != self.model.fingerprint:
+            raise InputError(f"{encoded.image.path}: was encoded by another model ({encoded.model}); encode it again")
+        findings = self.model.answer(encoded, parsed, level)
+        return Findings(
+            findings, encoded.image, model_name=self.model.name, model_fingerprint=self.model.fingerprint
+        )
+
+
+class GlintAnswerer:
+    """GLINT behind the seam.
+
+    Args:
+        checkpoint: a loaded checkpoint.
+        device: where it runs.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.name = checkpoint.name
+        self.fingerprint = checkpoint.fingerprint
+        self.device = device
+        self.dtype = trunk_dtype(device)
+        self.model = checkpoint.model.to(device).eval()
+        self.model.trunk.to(self.dtype)
+        self.calibration = checkpoint.calibration
+        self._concepts = [concept for concept, prompts in checkpoint.prompts.items() for _ in prompts]
+        self._bank_prompts = [prompt for prompts in checkpoint.prompts.values() for prompt in prompts]
+        self._bank: torch.Tensor | None = None
+        self._embeddings: dict[str, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def encode(self, image: MedicalImage) -> EncodedImage:
+        """Preprocess, trunk in chunks of slices, mixer over the whole volume."""
+        branches = self.model.config.branches
+        if image.modality not in branches:
+            raise ConfigError(f"{image.path}: model {self.name} answers {', '.join(branches)}, this is {image.modality}")
+        prepared = preprocess(image, branches[image.modality].preprocess)
+        pixels = torch.from_numpy(prepared.pixels)
+        chunks = [self._trunk(part) for part in pixels.split(SLICES_AT_ONCE)]
+        tokens = torch.cat(chunks, dim=1)
+        mixed = self.model.branches[image.modality].mixer(tokens.float(), prepared.record.grid_shape[-2:])
+        return EncodedImage(image, prepared.record, mixed, self.fingerprint)
+
+    def _trunk(self, slices: torch.Tensor) -> torch.Tensor:
+        """`depth height width` pixels to `1 depth patches embed` tokens."""
+        return self.model.trunk_features(slices[None].to(self.device, self.dtype)).tokens
+
+    @torch.inference_mode()
+    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
+        """Score all phrases, then calibrate each."""
+        embeddings = self._embed([query.phrase for query in queries])
+        findings: list[Finding] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            gated = self._gate(encoded, embeddings[part])
+            findings += self._calibrated(encoded, queries[part], embeddings[part], gated, threshold)
+        return findings
+
+    def _gate(self, encoded: EncodedImage, embeddings: torch.Tensor) -> GatedScores:
+        """Gate all tokens for some phrases; a long CT is scored as its best run of slices."""
+        modality = encoded.image.modality
+        branch, window = self.model.branches[modality], self.model.config.branches[modality].score_window_slices
+        texts = branch.text_adapter(embeddings)
+        if window is None:
+            return branch.gate(encoded.tokens, texts)
+        return branch.gate.forward_windows(encoded.tokens, texts, encoded.record.grid_shape[0], window)
+
+    def _calibrated(
+        self, encoded: EncodedImage, queries: Sequence[Query], embeddings: torch.Tensor, gated: GatedScores,
+        threshold: float,
+    ) -> list[Finding]:  # fmt: skip
+        """Turn raw scores and gate logits into findings."""
+        maps = self.calibration.modalities[encoded.image.modality]
+        similarity, nearest = (embeddings @ self._bank_embeddings().T).max(dim=-1)
+        findings = []
+        for k, query in enumerate(queries):
+            concept = self._concepts[int(nearest[k])]
+            in_scope = float(similarity[k]) >= self.calibration.scope_threshold and concept in maps.presence
+            score = float(gated.scores[k, 0])
+            tokens = maps.pixel.slope * gated.gate_logits[k, 0] + maps.pixel.bias
+            findings.append(
+                Finding(
+                    query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,
+                    probability=probability(score, maps.presence.get(concept, maps.presence_default)),
+                    threshold=threshold, in_scope=in_scope, image=encoded.image, record=encoded.record,
+                    token_logits=tokens.reshape(encoded.record.grid_shape).float().cpu().numpy(),
+                    note="" if in_scope else self._scope_note(query.phrase, encoded.image.modality),
+                )
+            )  # fmt: skip
+        return findings
+
+    def _scope_note(self, phrase: str, modality: str) -> str:
+        known = ", ".join(self.calibration.modalities[modality].presence)
+        return f"{phrase!r} is outside what {self.name} was trained on for {modality}, so nothing is marked; it knows {known}"
+
+    def _embed(self, phrases: Sequence[str]) -> torch.Tensor:
+        """Sentence embeddings, each phrase computed once in the life of the pipeline."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._embeddings]
+        if new:
+            self._embeddings |= dict(zip(new, self.model.text.embed(new), strict=True))
+        return torch.stack([self._embeddings[phrase] for phrase in phrases])
+
+    def _bank_embeddings(self) -> torch.Tensor:
+        if self._bank is None:
+            self._bank = self.model.text.embed(self._bank_prompts)
+        return self._bank
+
+
+def probability(score: float, to_logit: LogisticMap) -> float:
+    """Calibrated probability of a raw score: sigmoid(slope * score + bias)."""
+    return float(1.0 / (1.0 + np.exp(-(to_logit.slope * score + to_logit.bias))))
+
+
+def trunk_dtype(device: torch.device) -> torch.dtype:
+    """Bfloat16 where the processor multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def choose_device(wanted: Device = "auto") -> torch.device:
+    """The device to run on.
+
+    Raises:
+        ConfigError: it is not there, or the name is unknown.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, is_there in there.items() if is_there))
+    if not there.get(wanted, False):
+        raise ConfigError(f"device {wanted!r} is not available here; use one of auto, {', '.join(n for n in there if there[n])}")
+    return torch.device(wanted)
+
+
+def load(name_or_path: str | os.PathLike[str] = "nano", *, device: Device = "auto") -> Pipeline:
+    """Load a model by name ("nano"), folder or hub id.
+
+    Args:
+        name_or_path: a shipped or imported name, a checkpoint folder, or a hub id (needs permission to go online).
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        CheckpointError: not found, incomplete, altered, or its outputs are not those it was saved with.
+        ConfigError: the device is not available.
+    """
+    where = choose_device(device)
+    return Pipeline(GlintAnswerer(from_pretrained(name_or_path), where))

@@ -1,0 +1,270 @@
+"""Chest CT slabs with simulated findings of known place, side and size, and their exact masks.
+
+A `CtBase` is a real CT on the canonical axial grid (slices feet to head, rows front to back, columns patient right to
+left). `make_slab` cuts and deforms a slab of it and paints findings; `simulate` paints chosen findings into any volume.
+Everything is decided by the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from radglint.errors import InputError
+from radglint.simulation.anatomy_ct import BODY, HEART, LEFT_LUNG, RIGHT_LUNG, ChestAnatomy, find_anatomy, zone_of_height
+from radglint.simulation.ct_pleura import PAINTERS
+from radglint.simulation.ct_scene import NoiseModel, Scene, Spacing, measure_noise
+from radglint.simulation.sentences import Fact
+
+CT_CONCEPTS: tuple[str, ...] = tuple(PAINTERS)
+"""Concepts that can be painted into a CT."""
+
+CONCEPT_WEIGHTS: dict[str, float] = {
+    "nodule": 0.24, "mass": 0.13, "calcified nodule": 0.04, "consolidation": 0.13, "ground-glass opacity": 0.1,
+    "pleural effusion": 0.12, "pneumothorax": 0.08, "atelectasis": 0.07, "emphysema": 0.05, "interstitial pattern": 0.04,
+}  # fmt: skip
+"""How often `make_slab` draws each concept."""
+
+_ORDER = (
+    "emphysema", "interstitial pattern", "ground-glass opacity", "consolidation", "atelectasis", "mass", "nodule",
+    "calcified nodule", "pleural effusion", "pneumothorax",
+)  # fmt: skip
+_BILATERAL = {"pleural effusion": 0.3, "ground-glass opacity": 0.4, "atelectasis": 0.3, "emphysema": 0.75,
+              "interstitial pattern": 0.75, "pneumothorax": 0.03}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class CtBase:
+    """A real CT that slabs are cut from.
+
+    Attributes:
+        volume_hu: float32 `slices height width`, HU, canonical axial grid.
+        anatomy: its lungs and other coarse anatomy.
+        noise: its noise.
+        excluded: bool per slice; slabs never touch these (real disease that has no sentence).
+        name: for messages and manifests.
+    """
+
+    volume_hu: np.ndarray
+    anatomy: ChestAnatomy
+    noise: NoiseModel
+    excluded: np.ndarray
+    name: str = "base"
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedVolume:
+    """A CT with painted findings.
+
+    Attributes:
+        volume_hu: float32 `slices height width`, HU.
+        facts: what is in it; empty for a volume without painted findings.
+        masks: one bool array per fact, of the volume's shape.
+        labels: uint8 anatomy labels of the same grid (see `anatomy_ct`), before painting.
+    """
+
+    volume_hu: np.ndarray
+    facts: tuple[Fact, ...]
+    masks: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+
+def make_base(
+    volume_hu: np.ndarray, spacing_mm: Spacing, *, excluded: np.ndarray | None = None, name: str = "base"
+) -> CtBase:
+    """Find the anatomy and the noise of a CT, once, so that many slabs can be cut from it.
+
+    Args:
+        volume_hu: `slices height width`, HU, canonical axial grid.
+        spacing_mm: slice, row and column step.
+        excluded: bool per slice, True where real disease must not be shown; a margin is not added here.
+        name: for messages.
+
+    Raises:
+        InputError: `excluded` has another length than the volume.
+        ImageError: no lungs were found.
+    """
+    volume = np.ascontiguousarray(volume_hu, np.float32)
+    left_out = np.zeros(len(volume), bool) if excluded is None else np.asarray(excluded, bool)
+    if left_out.shape != (len(volume),):
+        raise InputError(f"{name}: excluded needs one value per slice, {len(volume)}, got shape {left_out.shape}")
+    anatomy = find_anatomy(volume, spacing_mm)
+    noise = measure_noise(volume, (anatomy.labels == BODY) | (anatomy.labels == HEART))
+    return CtBase(volume, anatomy, noise, left_out, name)
+
+
+def simulate(
+    volume_hu: np.ndarray,
+    anatomy: ChestAnatomy,
+    facts: Sequence[Fact],
+    rng: np.random.Generator,
+    *,
+    noise: NoiseModel | None = None,
+) -> SimulatedVolume:
+    """Paint findings into a volume.
+
+    Args:
+        volume_hu: `slices height width`, HU; not changed.
+        anatomy: its anatomy, from `find_anatomy`.
+        facts: what to paint; a fact that does not fit (no lung there) is left out of the result.
+        rng: source of everything random.
+        noise: noise of the scan; measured if None.
+
+    Raises:
+        InputError: a fact's concept cannot be painted into a CT.
+    """
+    heights = np.array([anatomy.height_fraction(k) for k in range(len(volume_hu))])
+    measured = noise or measure_noise(volume_hu, (anatomy.labels == BODY) | (anatomy.labels == HEART))
+    scene = Scene(np.array(volume_hu, np.float32), anatomy.labels, heights, anatomy.spacing_mm, measured, rng)
+    painted, masks = _paint_all(scene, facts)
+    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, anatomy.labels)
+
+
+def _paint_all(scene: Scene, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], tuple[np.ndarray, ...]]:
+    """Paint in an order that makes sense (fluid and air hide what lies under them); cut the hidden parts of masks."""
+    unknown = [f.concept for f in facts if f.concept not in PAINTERS]
+    if unknown:
+        raise InputError(f"cannot simulate {unknown[0]!r} in a CT: expected one of {', '.join(CT_CONCEPTS)}")
+    painted: list[Fact] = []
+    masks: list[np.ndarray] = []
+    for fact in sorted(facts, key=lambda f: _ORDER.index(f.concept)):
+        mask = PAINTERS[fact.concept](scene, fact)
+        if mask is None:
+            continue
+        if fact.concept in {"pleural effusion", "pneumothorax"}:
+            masks = [earlier & ~mask for earlier in masks]
+        painted.append(fact)
+        masks.append(mask)
+    kept = [k for k, mask in enumerate(masks) if mask.sum() >= 8]
+    return tuple(painted[k] for k in kept), tuple(masks[k] for k in kept)
+
+
+def draw_facts(rng: np.random.Generator, height: float, *, normal_share: float = 0.25) -> list[Fact]:
+    """Draw zero to three findings for a slab at a height of the lungs.
+
+    Args:
+        rng: source of the choice.
+        height: 0 base to 1 apex, the slab's middle.
+        normal_share: probability of no finding.
+    """
+    count = 0 if rng.random() < normal_share else int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
+    names = list(CONCEPT_WEIGHTS)
+    weights = np.array([CONCEPT_WEIGHTS[n] for n in names])
+    if height > 0.7:
+        weights = weights * [0.15 if n in {"pleural effusion", "atelectasis"} else 1 for n in names]
+    chosen = rng.choice(names, size=min(count, 3), replace=False, p=weights / weights.sum())
+    return [_draw_fact(str(concept), rng, height) for concept in chosen]
+
+
+def _draw_fact(concept: str, rng: np.random.Generator, height: float) -> Fact:
+    side = "bilateral" if rng.random() < _BILATERAL.get(concept, 0) else ("left", "right")[int(rng.integers(2))]
+    sizes = ("small", "medium", "large")
+    if concept == "pleural effusion" and height > 0.5:
+        sizes = ("medium", "large", "large")
+    zone = None if concept in {"pleural effusion", "pneumothorax"} else zone_of_height(height)
+    return Fact(concept, side, zone, sizes[int(rng.integers(3))])  # type: ignore[arg-type]
+
+
+def make_slab(
+    base: CtBase,
+    rng: np.random.Generator,
+    num_slices: int = 8,
+    *,
+    facts: Sequence[Fact] | None = None,
+    normal_share: float = 0.25,
+) -> SimulatedVolume:
+    """Cut a random slab, deform it, and paint findings whose centre lies in it.
+
+    Args:
+        base: the CT to cut from.
+        rng: source of everything random.
+        num_slices: slices of the slab.
+        facts: findings to paint; drawn at random if None.
+        normal_share: probability that a random slab has no finding.
+
+    Raises:
+        InputError: the base has no slab of that many slices with lung and without excluded slices.
+    """
+    start, step = _choose_slices(base, rng, num_slices)
+    positions = start + step * np.arange(num_slices)
+    hu, labels = _deform(base, positions, rng)
+    heights = np.array([base.anatomy.height_fraction(p) for p in positions])
+    noise = _roughen(hu, base.noise, rng)
+    scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, rng)
+    wanted = draw_facts(rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
+    painted, masks = _paint_all(scene, wanted)
+    _sharpen(scene.hu, rng)
+    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels)
+
+
+def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int) -> tuple[float, float]:
+    """First slice position and step (in base slices) of a slab that is allowed."""
+    lungs = ((base.anatomy.labels == RIGHT_LUNG) | (base.anatomy.labels == LEFT_LUNG)).sum(axis=(1, 2))
+    enough = lungs > 0.12 * lungs.max()
+    for _ in range(200):
+        step = float(rng.uniform(0.85, 1.2))
+        span = step * (num_slices - 1)
+        if span > len(lungs) - 1:
+            step, span = 1.0, num_slices - 1
+        start = float(rng.uniform(0, max(len(lungs) - 1 - span, 0)))
+        used = slice(int(start), int(np.ceil(start + span)) + 1)
+        if not base.excluded[used].any() and enough[int(start + span / 2)] and enough[used].mean() > 0.6:
+            return start, step
+    raise InputError(f"{base.name}: no {num_slices} slices with lung and without excluded slices; use fewer slices")
+
+
+def _deform(base: CtBase, positions: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Resample slices at fractional positions, with one smooth in-plane deformation for the slab."""
+    low = np.clip(np.floor(positions).astype(int), 0, len(base.volume_hu) - 1)
+    high = np.minimum(low + 1, len(base.volume_hu) - 1)
+    weight = (positions - low).astype(np.float32)[:, None, None]
+    slab = base.volume_hu[low] * (1 - weight) + base.volume_hu[high] * weight
+    nearest = base.anatomy.labels[np.where(positions - low < 0.5, low, high)]
+    grid = _warp_grid(slab.shape[1:], base.anatomy.spacing_mm, rng)
+    air = np.float32(1024)
+    warped = functional.grid_sample(torch.from_numpy(slab + air)[None], grid, mode="bilinear", align_corners=False)
+    labels = functional.grid_sample(
+        torch.from_numpy(nearest.astype(np.float32))[None], grid, mode="nearest", align_corners=False
+    )
+    return (warped[0].numpy() - air), labels[0].numpy().astype(np.uint8)
+
+
+def _warp_grid(shape: tuple[int, ...], spacing_mm: Spacing, rng: np.random.Generator) -> torch.Tensor:
+    """Sampling grid (1, H, W, 2): rotation, two scales, shift and an elastic part of about 80 mm wavelength."""
+    height, width = shape
+    angle = np.deg2rad(rng.uniform(-7, 7))
+    scale = rng.uniform(0.88, 1.12) * rng.uniform(0.95, 1.06, 2)
+    shift = rng.uniform(-10, 10, 2)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = (y - height / 2 + 0.5 - shift[0]) / scale[0], (x - width / 2 + 0.5 - shift[1]) / scale[1]
+    y, x = np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x
+    knots = [max(4, int(n * s / 80) + 3) for n, s in zip(shape, spacing_mm[1:], strict=True)]
+    coarse = torch.from_numpy(rng.normal(0, rng.uniform(1, 7), (1, 2, *knots)).astype(np.float32))
+    bend = functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)[0].numpy()
+    stacked = np.stack([(x + bend[0]) * 2 / width, (y + bend[1]) * 2 / height], axis=-1)
+    return torch.from_numpy(np.ascontiguousarray(stacked, np.float32))[None]
+
+
+def _roughen(hu: np.ndarray, noise: NoiseModel, rng: np.random.Generator) -> NoiseModel:
+    """Add noise like the scan's own, of a random strength; returns the noise that is then there."""
+    if rng.random() < 0.35:
+        return noise
+    added = NoiseModel(float(rng.gamma(1.5, 9.0)), float(rng.uniform(0.45, 1.1)))
+    white = rng.standard_normal(hu.shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(white, (0, added.blur_px, added.blur_px), truncate=2.5)
+    hu += smooth * np.float32(added.std_hu / max(float(smooth.std()), 1e-6))
+    both = float(np.hypot(noise.std_hu, added.std_hu))
+    blur = (noise.blur_px * noise.std_hu**2 + added.blur_px * added.std_hu**2) / both**2
+    return NoiseModel(both, float(blur))
+
+
+def _sharpen(hu: np.ndarray, rng: np.random.Generator) -> None:
+    """Change the sharpness of the reconstruction kernel a little, in place."""
+    amount = rng.uniform(-0.7, 0.4)
+    if abs(amount) > 0.15:
+        hu += np.float32(amount) * (hu - ndimage.gaussian_filter(hu, (0, 0.9, 0.9), truncate=2.5))

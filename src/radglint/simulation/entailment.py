@@ -1,0 +1,94 @@
+"""What a sentence really says, and for which images it holds: the positives of the contrastive loss.
+
+Two sentences about the same thing in other words are found equal here by meaning, so that they never become
+false negatives of each other; pairs that cannot be decided are left out of the loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from radglint.simulation.sentences import Fact
+
+Verdict = Literal["holds", "fails", "unknown"]
+
+_SIDE_WORDS = {"left": ("left",), "right": ("right",), "bilateral": ("bilateral", "both")}
+_ZONE_WORDS = {
+    "upper": ("upper", "apex", "apices", "apical"),
+    "mid": ("mid", "middle"),
+    "lower": ("lower", "base", "bases", "basal", "basilar"),
+}
+_SIZE_WORDS = {
+    "small": ("small", "tiny", "minimal", "subtle", "minor", "mild", "slight", "faint"),
+    "medium": ("moderate", "medium", "moderately"),
+    "large": ("large", "big", "extensive", "sizeable", "severe", "marked"),
+}
+_LOOK_ALIKE = (
+    frozenset({"nodule", "mass", "calcified nodule"}),
+    frozenset({"consolidation", "ground-glass opacity", "atelectasis", "mass"}),
+    frozenset({"interstitial pattern", "ground-glass opacity"}),
+    frozenset({"atelectasis", "pleural effusion"}),
+)
+
+
+def spoken(fact: Fact, sentence: str) -> Fact:
+    """Keep only what the sentence says of a fact: `write` may leave side, zone or size out.
+
+    Args:
+        fact: what the image shows.
+        sentence: a sentence written for it.
+
+    Returns:
+        The fact with the unsaid attributes set to None.
+    """
+    words = set(re.findall(r"[a-z]+", sentence.lower()))
+
+    def said(value: str | None, table: dict[str, tuple[str, ...]]) -> bool:
+        return value is not None and not words.isdisjoint(table[value])
+
+    return replace(
+        fact,
+        side=fact.side if said(fact.side, _SIDE_WORDS) else None,
+        zone=fact.zone if said(fact.zone, _ZONE_WORDS) else None,
+        size=fact.size if said(fact.size, _SIZE_WORDS) else None,
+    )
+
+
+def holds_for(statement: Fact, facts: Sequence[Fact]) -> Verdict:
+    """Tell whether a statement holds for an image with these facts.
+
+    Args:
+        statement: what a sentence says; None attributes are unsaid.
+        facts: all findings of the image.
+
+    Returns:
+        "holds", "fails", or "unknown" when a look-alike finding, another size or an unknown side makes it undecided.
+    """
+    verdicts = {_compare(statement, fact) for fact in facts}
+    if statement.side == "bilateral" and {f.side for f in facts if f.concept == statement.concept} >= {"left", "right"}:
+        verdicts.add("unknown")
+    for verdict in ("holds", "unknown"):
+        if verdict in verdicts:
+            return verdict
+    return "fails"
+
+
+def _compare(statement: Fact, fact: Fact) -> Verdict:
+    if statement.concept != fact.concept:
+        alike = any({statement.concept, fact.concept} <= group for group in _LOOK_ALIKE)
+        return "unknown" if alike else "fails"
+    side = _side_verdict(statement.side, fact.side)
+    if side != "holds":
+        return side
+    if statement.zone is not None and statement.zone != fact.zone:
+        return "fails" if {statement.zone, fact.zone} == {"upper", "lower"} else "unknown"
+    return "holds" if statement.size in (None, fact.size) else "unknown"
+
+
+def _side_verdict(said: str | None, true: str | None) -> Verdict:
+    if said is None or said == true or (true == "bilateral" and said is not None):
+        return "holds"
+    return "unknown" if true is None or said == "bilateral" else "fails"

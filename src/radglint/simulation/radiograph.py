@@ -1,0 +1,210 @@
+"""Simulated radiographs: findings of known place and size in real normal images.
+
+`make_image` varies the base, chooses findings, draws them and adds distractors that no sentence mentions. The masks are exact
+and are meant for evaluation only: training sees the sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from radglint.simulation import radiograph_devices as devices
+from radglint.simulation import radiograph_findings as findings
+from radglint.simulation.anatomy_cxr import LungFields
+from radglint.simulation.canvas import Canvas
+from radglint.simulation.sentences import Fact
+
+_MIN_MASK_PX = 20
+_COUNT_CHANCES = (0.25, 0.4, 0.23, 0.12)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """An image and what is in it.
+
+    Attributes:
+        image: Gray values float32 (H, W) in [0, 1], bright = dense.
+        facts: What a report would state; empty for a normal image.
+        masks: One bool mask (H, W) per fact, in the same order.
+        lungs: Anatomy of the simulated image.
+    """
+
+    image: np.ndarray
+    facts: list[Fact]
+    masks: list[np.ndarray]
+    lungs: LungFields
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How often a concept is drawn, by what, and which words of place and size it takes."""
+
+    weight: float
+    draw: Callable[[Canvas, Fact, np.random.Generator], np.ndarray]
+    sides: dict[str, float] | None = None
+    zones: dict[str, float] | None = None
+    sized: bool = True
+
+
+_EITHER = {"left": 0.5, "right": 0.5}
+_ANY = {"upper": 1.0, "mid": 1.0, "lower": 1.0}
+_LOW = {"upper": 0.6, "mid": 0.9, "lower": 1.5}
+
+# In drawing order: what moves the anatomy comes first, what lies on top comes last.
+_RECIPES: dict[str, _Recipe] = {
+    "cardiomegaly": _Recipe(1.0, findings.draw_cardiomegaly),
+    "atelectasis": _Recipe(
+        1.0, findings.draw_atelectasis, {"left": 0.4, "right": 0.4, "bilateral": 0.2}, {"mid": 0.4, "lower": 1.6}
+    ),
+    "interstitial pattern": _Recipe(
+        0.8, findings.draw_interstitial, {"left": 0.1, "right": 0.1, "bilateral": 0.8}, _LOW
+    ),
+    "ground-glass opacity": _Recipe(
+        0.9, findings.draw_ground_glass, {"left": 0.4, "right": 0.4, "bilateral": 0.2}, _ANY
+    ),
+    "consolidation": _Recipe(
+        1.5, findings.draw_consolidation, {"left": 0.42, "right": 0.42, "bilateral": 0.16}, _LOW
+    ),
+    "mass": _Recipe(1.1, findings.draw_mass, _EITHER, _ANY),
+    "nodule": _Recipe(1.5, findings.draw_nodule, _EITHER, _ANY),
+    "calcified nodule": _Recipe(0.4, findings.draw_calcified_nodule, _EITHER, _ANY),
+    "pneumothorax": _Recipe(1.2, findings.draw_pneumothorax, _EITHER),
+    "pleural effusion": _Recipe(1.5, findings.draw_effusion, {"left": 0.4, "right": 0.4, "bilateral": 0.2}),
+    "chest tube": _Recipe(0.4, devices.draw_chest_tube, _EITHER, sized=False),
+    "endotracheal tube": _Recipe(0.4, devices.draw_endotracheal_tube, sized=False),
+    "central line": _Recipe(0.5, devices.draw_central_line, {"left": 0.35, "right": 0.65}, sized=False),
+    "pacemaker": _Recipe(0.5, devices.draw_pacemaker, {"left": 0.8, "right": 0.2}, sized=False),
+}
+
+CONCEPTS: tuple[str, ...] = tuple(_RECIPES)
+"""Every concept that `simulate` can draw, in drawing order."""
+
+
+def make_image(base: np.ndarray, lungs: LungFields, rng: np.random.Generator) -> Simulated:
+    """Make one training image: vary the base, draw findings and distractors, vary the exposure.
+
+    Args:
+        base: A normal radiograph (H, W) in [0, 1], bright = dense.
+        lungs: Its anatomy.
+        rng: Source of all randomness; the same state gives the same image.
+
+    Returns:
+        The image with its facts and masks.
+    """
+    made = simulate(*vary_geometry(base, lungs, rng), rng)
+    return Simulated(vary_exposure(made.image, rng), made.facts, made.masks, made.lungs)
+
+
+def simulate(
+    image: np.ndarray, lungs: LungFields, rng: np.random.Generator, facts: Sequence[Fact] | None = None
+) -> Simulated:
+    """Draw findings into a normal radiograph, and distractors that are no findings.
+
+    Args:
+        image: A normal radiograph (H, W) in [0, 1], bright = dense; not changed.
+        lungs: Its anatomy.
+        rng: Source of all randomness.
+        facts: What to draw; chosen at random if None, nothing if empty.
+
+    Returns:
+        The image with its facts and masks; a finding that found no room is left out.
+
+    Raises:
+        ValueError: If a fact names a concept that cannot be drawn on a radiograph.
+    """
+    wanted = sample_facts(rng) if facts is None else list(facts)
+    unknown = [fact.concept for fact in wanted if fact.concept not in _RECIPES]
+    if unknown:
+        raise ValueError(f"facts: expected concepts of {', '.join(CONCEPTS)}; got {', '.join(unknown)}")
+    canvas = Canvas(np.array(image, np.float32), lungs)
+    drawn: list[Fact] = []
+    for fact in sorted(wanted, key=lambda fact: CONCEPTS.index(fact.concept)):
+        mask = _RECIPES[fact.concept].draw(canvas, fact, rng)
+        canvas.masks.append(mask)
+        drawn.append(fact)
+    devices.add_distractors(canvas, rng)
+    kept = [k for k, mask in enumerate(canvas.masks) if mask.sum() >= _MIN_MASK_PX]
+    picture = canvas.image.clip(0, 1).astype(np.float32)
+    return Simulated(picture, [drawn[k] for k in kept], [canvas.masks[k] for k in kept], canvas.lungs)
+
+
+def sample_facts(rng: np.random.Generator) -> list[Fact]:
+    """Choose zero to three findings of different concepts.
+
+    Args:
+        rng: Source of randomness.
+
+    Returns:
+        The facts; none for about a quarter of the calls.
+    """
+    count = int(rng.choice(len(_COUNT_CHANCES), p=_COUNT_CHANCES))
+    weights = np.array([recipe.weight for recipe in _RECIPES.values()])
+    chosen = rng.choice(CONCEPTS, count, replace=False, p=weights / weights.sum())
+    return [_sample_fact(str(concept), rng) for concept in chosen]
+
+
+def vary_geometry(
+    image: np.ndarray, lungs: LungFields, rng: np.random.Generator
+) -> tuple[np.ndarray, LungFields]:
+    """Rotate, scale and shift an image and its anatomy slightly; never a mirror image.
+
+    Args:
+        image: Gray values (H, W) in [0, 1].
+        lungs: Anatomy of the image.
+        rng: Source of randomness.
+
+    Returns:
+        The moved image and anatomy.
+    """
+    turn, scale = np.deg2rad(rng.normal(0, 2.5)), rng.uniform(0.93, 1.1)
+    height, width = image.shape
+    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
+    down, across = rng.normal(0, 0.02, 2) * (height, width)
+    middle = (width / 2, height / 2)
+    matrix = (
+        cos, sin, middle[0] - cos * (middle[0] + across) - sin * (middle[1] + down),
+        -sin, cos, middle[1] + sin * (middle[0] + across) - cos * (middle[1] + down),
+    )  # fmt: skip
+
+    def move(plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(picture.transform((width, height), Image.Transform.AFFINE, matrix, resample))
+
+    masks = (move(mask.astype(np.uint8), Image.Resampling.NEAREST) > 0 for mask in (lungs.left, lungs.right, lungs.heart))
+    left, right, heart = masks
+    return move(image.astype(np.float32), Image.Resampling.BILINEAR), LungFields(left=left, right=right, heart=heart)
+
+
+def vary_exposure(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Vary gamma, brightness, contrast and noise.
+
+    Args:
+        image: Gray values (H, W) in [0, 1].
+        rng: Source of randomness.
+
+    Returns:
+        Gray values float32 (H, W) in [0, 1].
+    """
+    curved = image.clip(0, 1) ** np.exp(rng.normal(0, 0.18))
+    shifted = 0.5 + (curved - 0.5) * rng.uniform(0.8, 1.15) + rng.normal(0, 0.04)
+    noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(0, 0.012)
+    return (shifted + noise).clip(0, 1).astype(np.float32)
+
+
+def _sample_fact(concept: str, rng: np.random.Generator) -> Fact:
+    """Choose side, zone and size of one finding."""
+    recipe = _RECIPES[concept]
+    size = str(rng.choice(["small", "medium", "large"])) if recipe.sized else None
+    return Fact(concept, _weighted(recipe.sides, rng), _weighted(recipe.zones, rng), size)  # pyright: ignore[reportArgumentType]
+
+
+def _weighted(chances: dict[str, float] | None, rng: np.random.Generator) -> str | None:
+    """Choose a key by its weight."""
+    if not chances:
+        return None
+    weights = np.array(list(chances.values()))
+    return str(rng.choice(list(chances), p=weights / weights.sum()))

@@ -1,0 +1,181 @@
+"""Train one branch on cached trunk tokens and sentences: the fast path for a frozen trunk and text tower.
+
+A case is an image as its trunk tokens, with the facts that its report states; the report is written anew, in other
+words, each time the case is drawn. Masks, where a simulator knows them, are for `score_cases` only and never enter
+the loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from radglint.cases import Case
+from radglint.losses import SparsityKind, gate_sparsity_loss, multi_positive_info_nce
+from radglint.model import GlintBranch
+from radglint.simulation.entailment import holds_for, spoken
+from radglint.simulation.sentences import Fact, write
+
+Embed = Callable[[Sequence[str]], torch.Tensor]
+
+
+class FitConfig(BaseModel):
+    """One training run of a branch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: PositiveInt = 600
+    batch: PositiveInt = 48  # images per step
+    learning_rate: float = 7e-4  # peak, after a linear warm-up and before a cosine to zero
+    warmup_steps: int = 40
+    weight_decay: float = 0.05
+    sentences_per_fact: PositiveInt = 2
+    sparsity: SparsityKind = "none"
+    sparsity_weight: float = 0.0
+    gradient_clip: float = 1.0
+    seed: int = 0
+
+
+class SentencePool:
+    """Sentences of every fact, written and embedded once by the frozen text tower."""
+
+    def __init__(self, cases: Sequence[Case], embed: Embed, variants: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        facts = sorted({fact for case in cases for fact in case.facts}, key=repr)
+        written = {fact: [write(fact, rng) for _ in range(variants)] for fact in facts}
+        texts = sorted({text for options in written.values() for text in options})
+        row = {text: k for k, text in enumerate(texts)}
+        self.embeddings = embed(texts)
+        self.options = {fact: [(row[t], spoken(fact, t)) for t in set(texts)] for fact, texts in written.items()}
+
+    def draw(self, cases: Sequence[Case], per_fact: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Fact]]:
+        """Distinct sentences for a batch: `texts embed` and what each one says."""
+        chosen: dict[int, Fact] = {}
+        for case in cases:
+            for fact in case.facts:
+                options = self.options[fact]
+                for pick in rng.choice(len(options), size=min(per_fact, len(options)), replace=False):
+                    chosen[options[pick][0]] = options[pick][1]
+        return self.embeddings[list(chosen)], list(chosen.values())
+
+
+def label_pairs(statements: Sequence[Fact], cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which sentence holds for which image.
+
+    Returns:
+        positives and negatives, both `texts batch` bool; a pair in neither is undecided and stays out of the loss.
+    """
+    verdicts = [[holds_for(statement, case.facts) for case in cases] for statement in statements]
+    positives = torch.tensor([[v == "holds" for v in row] for row in verdicts])
+    return positives, torch.tensor([[v == "fails" for v in row] for row in verdicts])
+
+
+def learning_rate_factor(step: int, config: FitConfig) -> float:
+    """Linear warm-up to 1, then cosine to 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def branch_loss(
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, statements: Sequence[Fact],
+    config: FitConfig,
+) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
+    """Loss of one batch and the numbers worth logging."""
+    tokens = torch.stack([case.tokens for case in cases])
+    positives, negatives = label_pairs(statements, cases)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gated = branch(tokens, grid, texts)
+    align = multi_positive_info_nce(gated.scores, positives, branch.logit_scale.exp(), negatives=negatives)
+    sparsity = gate_sparsity_loss(gated.gate, positives, config.sparsity)
+    mass = gated.gate.detach().sum(dim=-1)
+    log = {"align": float(align.detach()), "sparsity": float(sparsity.detach()), "mass_pos": float(mass[positives].mean()),
+           "mass_neg": float(mass[negatives].mean()), "scale": float(branch.logit_scale.detach().exp())}  # fmt: skip
+    return align + config.sparsity_weight * sparsity, log
+
+
+def fit_branch(
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], embed: Embed, config: FitConfig,
+    run: Path | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train a branch from image-sentence pairs.
+
+    Args:
+        branch: trained in place.
+        cases: training images; a batch needs at least two different reports.
+        grid: `(height, width)` of one slice of tokens.
+        embed: sentences to `texts embed`, the frozen text tower.
+        config: steps, batch, rates.
+        run: folder for `log.jsonl` and a checkpoint every 100 steps (`branch.pt` is not written: safetensors only).
+
+    Returns:
+        The log, one record every ten steps.
+    """
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    pool = SentencePool(cases, embed, variants=12, seed=config.seed)
+    decay = [p for p in branch.parameters() if p.ndim > 1]
+    plain = [p for p in branch.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
+    history: list[dict[str, Any]] = []
+    branch.train()
+    start = time.monotonic()
+    for step in range(config.steps):
+        batch = [cases[k] for k in rng.choice(len(cases), size=min(config.batch, len(cases)), replace=False)]
+        texts, statements = pool.draw(batch, config.sentences_per_fact, rng)
+        loss, log = branch_loss(branch, batch, grid, texts, statements, config)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"step {step}: the loss is {float(loss)}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(branch.parameters(), config.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        if step % 10 == 0 or step == config.steps - 1:
+            history.append({"step": step, "seconds": round(time.monotonic() - start, 1)} | log)
+            _write_progress(branch, history, run, step)
+    branch.eval()
+    return history
+
+
+def _write_progress(branch: GlintBranch, history: list[dict[str, Any]], run: Path | None, step: int) -> None:
+    if run is None:
+        return
+    from safetensors.torch import save_file
+
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(history[-1]) + "\n")
+    if step % 100 == 0:
+        save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, run / "branch.tmp")
+        (run / "branch.tmp").replace(run / "branch.safetensors")
+
+
+@torch.inference_mode()
+def score_cases(
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, chunk: int = 16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and gate logits of fixed texts on many cases.
+
+    Returns:
+        `texts cases` float32 cosine and `texts cases tokens` float16 gate logits.
+    """
+    branch.eval()
+    scores, logits = [], []
+    for start in range(0, len(cases), chunk):
+        tokens = torch.stack([case.tokens for case in cases[start : start + chunk]])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            gated = branch(tokens, grid, texts)
+        scores.append(gated.scores.float())
+        logits.append(gated.gate_logits.half())
+    return torch.cat(scores, dim=1), torch.cat(logits, dim=1)

@@ -1,0 +1,68 @@
+"""Shared fixtures and guards: development data, no network, reproducible property tests."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+settings.register_profile("dev", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, max_examples=60)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # for code in subprocesses too, where the guard below does not reach
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout; a loud skip outside the team, a failure in CI."""
+    data = Path(os.environ.get("RADGLINT_SHARED", SHARED)) / "data"
+    if not data.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"the development data is missing: expected {data}")
+        pytest.skip(f"NO DEVELOPMENT DATA: {data} is missing, real-image tests are not run")
+    return data
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """A test that reaches for another machine fails, with the address it asked for."""
+    patch = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        patch.setattr(socket.socket, name, _local_only(getattr(socket.socket, name)))
+    patch.setattr(socket, "getaddrinfo", _local_names_only(socket.getaddrinfo))
+    yield
+    patch.undo()
+
+
+def _is_local(host: object) -> bool:
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+def _local_only(connect):
+    def guarded(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+            pytest.fail(f"tests run offline, but something connects to {address!r}")
+        return connect(self, address)
+
+    return guarded
+
+
+def _local_names_only(getaddrinfo):
+    def guarded(host, *args, **kwargs):
+        if not _is_local(host):
+            pytest.fail(f"tests run offline, but something looks up {host!r}")
+        return getaddrinfo(host, *args, **kwargs)
+
+    return guarded

@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="images per step")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     text, grid, config = text_tower(args.text), GRIDS[args.modality], BRANCHES[args.modality]
@@ -115,7 +116,7 @@ def main() -> None:
         train += load_cases(args.features, "real_train")
     torch.manual_seed(0)
     branch = GlintBranch(384, text.embed_dim, config)
-    fit = FitConfig(steps=args.steps, batch=BATCH[args.modality])
+    fit = FitConfig(steps=args.steps, batch=args.batch or BATCH[args.modality])
 
     def embed(sentences: Sequence[str]) -> torch.Tensor:
         with torch.no_grad():

@@ -100,15 +100,39 @@ def save(ds: FileDataset, path: Path) -> Path:
     syntax = ds.file_meta.TransferSyntaxUID
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bad values are the point of many tests
-        if syntax.is_encapsulated and not ds.PixelData[:4] == b"\xfe\xff\x00\xe0":
+        if syntax.is_encapsulated and ds.PixelData[:4] != b"\xfe\xff\x00\xe0":
             ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             ds.compress(syntax, encoding_plugin="pydicom" if syntax == RLELossless else "pylibjpeg")
         ds.save_as(path, enforce_file_format=True)
     return path
 
 
+def compress_with_gdcm(path: Path, syntax: str) -> Path:
+    """Rewrite a file in a transfer syntax that pydicom cannot encode, by its gdcm name, e.g. "JPEGLSLossless"."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    assert reader.Read()
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return path
+
+
 def write_radiograph(
-    path: Path, pixels: np.ndarray, *, kind: str = "DX", syntax: str = ExplicitVRLittleEndian, bits: int | None = None,
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    kind: str = "DX",
+    syntax: str = ExplicitVRLittleEndian,
+    bits: int | None = None,
     **tags: Any,
 ) -> Path:
     """Write a CR, DX, DX-PROCESSING, SC or OT file; `pixels` are stored values, `rows columns` or with 3 channels."""
@@ -210,7 +234,7 @@ def write_enhanced_ct(
     syntax: str = ExplicitVRLittleEndian,
     **tags: Any,
 ) -> Path:
-    """Write an enhanced multi-frame CT; frames in `order` of depth, per-frame intercepts if given, else -1024 shared."""
+    """Write an enhanced multi-frame CT; frames in `order`, per-frame intercepts if given, else -1024 shared."""
     hu = phantom_hu() if hu is None else hu
     order = list(range(len(hu))) if order is None else order
     ds = bare_dataset("CT", EnhancedCTImageStorage, UID(syntax))

@@ -17,7 +17,9 @@ SHAPE = (18, 22, 26)
 SPACING = (3.0, 2.0, 2.5)
 
 
-def ct_affine(order: tuple[int, ...], signs: tuple[float, ...], tilt_deg: float = 0.0, shear: float = 0.0) -> np.ndarray:
+def ct_affine(
+    order: tuple[int, ...], signs: tuple[float, ...], tilt_deg: float = 0.0, shear: float = 0.0
+) -> np.ndarray:
     """Array axis a points along world axis order[a]; the middle of the array lies at the origin."""
     linear = np.zeros((3, 3))
     for axis, (world, sign) in enumerate(zip(order, signs, strict=True)):
@@ -59,7 +61,13 @@ def answer(image: MedicalImage, where: np.ndarray, query: str = "nodule", unseen
     logits = np.where(where, 5.0, -5.0).astype(np.float32)[: record.grid_shape[0]]
     values: dict[str, Any] = {"score": 0.25, "probability": 0.9, "threshold": 0.5, **changes}
     return Finding(
-        query=query, phrase=parsed.phrase, assertion=parsed.assertion, token_logits=logits, image=image, record=record, **values
+        query=query,
+        phrase=parsed.phrase,
+        assertion=parsed.assertion,
+        token_logits=logits,
+        image=image,
+        record=record,
+        **values,
     )
 
 

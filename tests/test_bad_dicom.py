@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+
 from dicom_files import (
+    compress_with_gdcm,
     ct_dataset,
     lut_item,
     phantom_hu,
@@ -13,10 +18,6 @@ from dicom_files import (
     write_enhanced_ct,
     write_radiograph,
 )
-from pydicom import dcmread
-from pydicom.encaps import encapsulate
-from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
-
 from radglint.dicom import read_dicom_radiograph
 from radglint.dicom_series import read_dicom_ct
 from radglint.errors import GeometryError, ImageError
@@ -79,6 +80,22 @@ def slope_zero(path):
     return path
 
 
+def jpeg(path, offset, value):
+    """JPEG Lossless with one byte of its frame header (SOF3) changed; some of these end the process inside gdcm."""
+    compress_with_gdcm(write_radiograph(path, RAMP), "JPEGLosslessProcess14_1")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xc3\x00\x0b") + offset] = value
+    path.write_bytes(bytes(data))
+    return path
+
+
+def no_end_marker(path):
+    data = compress_with_gdcm(write_radiograph(path, RAMP), "JPEGLSLossless").read_bytes()
+    at = data.rindex(b"\xff\xd9")
+    path.write_bytes(data[:at] + b"\0\0" + data[at + 2 :])
+    return path
+
+
 def dx(path, pixels=RAMP, **kwargs):
     return write_radiograph(path, pixels, **kwargs)
 
@@ -93,6 +110,13 @@ RADIOGRAPHS = [
     ("cut in the preamble", lambda p: cut(dx(p), 0.01), "not a DICOM file"),
     ("cut RLE", lambda p: cut(dx(p, syntax=RLELossless)), "cut off in its pixel data"),
     ("damaged JPEG 2000", lambda p: damaged(dx(p, syntax=JPEG2000Lossless)), "cannot be decoded"),
+    ("JPEG of 139 bits", lambda p: jpeg(p, 4, 139), "139 bits"),
+    ("JPEG of another height", lambda p: jpeg(p, 6, 41), "41 x 48 pixels"),
+    ("JPEG of two samples", lambda p: jpeg(p, 9, 2), "wrong length"),
+    ("JPEG without its frame header", lambda p: jpeg(p, 1, 0xC5), "before the frame header"),
+    ("JPEG segment too long", lambda p: jpeg(p, 2, 0x7F), "longer than the frame"),
+    ("JPEG with a lost marker", lambda p: jpeg(p, 0, 0), "no JPEG marker"),
+    ("JPEG-LS without its end", no_end_marker, "before its end marker"),
     ("no pixel data", lambda p: dx(p, PixelData=None), "PixelData"),
     ("pixels are not what the syntax says", lambda p: with_syntax(dx(p), JPEGBaseline8Bit), "damaged|decoded"),
     ("video", lambda p: with_syntax(dx(p), "1.2.840.10008.1.2.4.102"), "no decoder.*MPEG-4.*pip install"),

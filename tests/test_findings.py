@@ -12,11 +12,21 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from findings_phantom import ORIENTATIONS, answer, collect, corner, ct_affine, ct_image, radiograph, unit_record, upper_right
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from findings_phantom import (
+    ORIENTATIONS,
+    answer,
+    collect,
+    corner,
+    ct_affine,
+    ct_image,
+    radiograph,
+    unit_record,
+    upper_right,
+)
 from radglint.errors import InputError, OutputError
 from radglint.findings import MAX_SLUG_CHARACTERS, Finding, Findings, slug
 
@@ -220,7 +230,9 @@ def test_peak_in_world_mm() -> None:
 
 def test_findings_is_a_sequence_with_a_table() -> None:
     image = radiograph()
-    findings = collect(answer(image, upper_right(image)), answer(image, upper_right(image), "no effusion", probability=0.1))
+    findings = collect(
+        answer(image, upper_right(image)), answer(image, upper_right(image), "no effusion", probability=0.1)
+    )
     assert len(findings) == 2
     assert [f.query for f in findings] == ["nodule", "no effusion"]
     assert findings[1].assertion == "absent"
@@ -309,11 +321,19 @@ def test_slugs_are_safe_file_names(text: str) -> None:
 
 
 def test_slugs_of_hard_names() -> None:
-    hard = {"CON": "con_query", "\u00c9panchement?": "epanchement", "../../etc": "etc", "\u80ba\u708e": "query", "LPT1.": "lpt1_query"}
+    hard = {
+        "CON": "con_query",
+        "\u00c9panchement?": "epanchement",
+        "../../etc": "etc",
+        "\u80ba\u708e": "query",
+        "LPT1.": "lpt1_query",
+    }
     assert {text: slug(text) for text in hard} == hard
 
 
 def test_equal_queries_get_files_of_their_own(tmp_path: Path) -> None:
     image = radiograph()
-    names = collect(answer(image, upper_right(image), "nodule"), answer(image, upper_right(image), "Nodule!")).mask_names
+    names = collect(
+        answer(image, upper_right(image), "nodule"), answer(image, upper_right(image), "Nodule!")
+    ).mask_names
     assert names == ["01_nodule_mask.png", "02_nodule_mask.png"]

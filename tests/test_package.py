@@ -74,6 +74,15 @@ def test_constraints_pin_every_dependency():
     assert {item.split(">=")[0] for item in wanted} <= pins
 
 
+def test_readme_names_every_module():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "radglint"
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    unnamed = {name for name in modules | folders if f"  {name} " not in tree}
+    assert unnamed == set(), "give each a clause in README.md"
+
+
 @pytest.mark.parametrize("address", [("203.0.113.7", 80), ("2001:db8::1", 80)])
 def test_network_is_blocked(address):
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET

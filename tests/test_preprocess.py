@@ -67,7 +67,7 @@ def test_cxr_pixels_and_record(height, width, seed) -> None:
     assert done.pixels.max() <= 1
     rows, columns = done.record.grid_shape
     assert done.pixels.shape == (1, rows * 14, columns * 14)
-    corners = done.record.native_to_grid_points([[-0.5, -0.5], [height - 0.5, width - 0.5]])
+    corners = done.record.native_to_grid_points(np.array([[-0.5, -0.5], [height - 0.5, width - 0.5]]))
     np.testing.assert_allclose(corners, [[-0.5, -0.5], [rows - 0.5, columns - 0.5]], atol=1e-9)
     assert not np.isnan(done.record.upsample(np.zeros(done.record.grid_shape))).any()
 
@@ -80,7 +80,7 @@ def test_cxr_spot_lands_where_the_record_says() -> None:
     pixels = done.pixels[0].astype(np.float64)
     rows, columns = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
     centroid = np.array([(rows * pixels).sum(), (columns * pixels).sum()]) / pixels.sum()
-    expected = (done.record.native_to_grid_points([130, 301]) + 0.5) * 14 - 0.5
+    expected = (done.record.native_to_grid_points(np.array([130, 301])) + 0.5) * 14 - 0.5
     np.testing.assert_allclose(centroid, expected, atol=0.02)
 
 
@@ -303,7 +303,7 @@ def test_real_ct(shared_data) -> None:
 
     source = nibabel.Nifti1Image.from_filename(shared_data / "ct_chest" / "lidc_0001" / "ct.nii.gz")
     array = np.asarray(source.dataobj, dtype=np.float32).transpose(2, 1, 0)
-    image = ct(array, source.affine[:, [2, 1, 0, 3]])
+    image = ct(array, np.asarray(source.affine)[:, [2, 1, 0, 3]])
     done = preprocess(image, CtPreprocess())
     bone = np.argwhere(done.pixels > 0.95)
     assert bone[:, 1].mean() > done.pixels.shape[1] / 2

@@ -145,6 +145,8 @@ def test_errors_from_inside_a_zip_name_the_zip_and_the_member(tmp_path):
 def test_series_is_refused_where_there_is_none(tmp_path):
     with pytest.raises(ImageError, match="has no series"):
         read_image(png(tmp_path / "a.png"), series="2")
+    with pytest.raises(ImageError, match="leave out series '2'"):
+        read_image(tmp_path, series="2")
 
 
 def test_series_number_picks(tmp_path):

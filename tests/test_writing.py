@@ -18,6 +18,12 @@ from radglint import writing
 from radglint.errors import OutputError
 
 
+def fill(folder: Path, *names: str, stale: re.Pattern[str] | None = None) -> None:
+    with writing.folder_transaction(folder, stale=stale) as staging:
+        for name in names:
+            (staging / name).write_text("new")
+
+
 def listing(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -43,7 +49,12 @@ def test_write_replaces_and_leaves_no_temporary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "no space left"), (errno.EACCES, "no permission"), (errno.EROFS, "read-only"), (errno.EIO, "error")],
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EACCES, "no permission"),
+        (errno.EROFS, "read-only"),
+        (errno.EIO, "error"),
+    ],
 )
 def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: Any, number: int, words: str) -> None:
     (tmp_path / "a.txt").write_text("old")
@@ -59,7 +70,11 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: Any, numbe
 def test_full_disk_while_writing(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    with pytest.raises(OutputError, match="no space left"), writing.output_errors(tmp_path), open("/dev/full", "wb") as f:
+    with (
+        pytest.raises(OutputError, match="no space left"),
+        writing.output_errors(tmp_path),
+        open("/dev/full", "wb") as f,
+    ):
         f.write(b"x" * 100_000)
 
 
@@ -120,12 +135,8 @@ def test_folder_failure_at_any_move_restores_everything(tmp_path: Path, monkeypa
     for name in ("a", "b", "01_mask.png", "mine"):
         (tmp_path / name).write_text("old " + name)
     monkeypatch.setattr(os, "replace", failing(errno.ENOSPC, after))
-    with (
-        pytest.raises(OutputError, match="no space left"),
-        writing.folder_transaction(tmp_path, stale=re.compile("01_.*")) as staging,
-    ):
-        for name in ("a", "b", "c"):
-            (staging / name).write_text("new")
+    with pytest.raises(OutputError, match="no space left"):
+        fill(tmp_path, "a", "b", "c", stale=re.compile("01_.*"))
     assert {n: (tmp_path / n).read_text() for n in listing(tmp_path)} == {
         n: f"old {n}" for n in ("a", "b", "01_mask.png", "mine")
     }
@@ -133,25 +144,28 @@ def test_folder_failure_at_any_move_restores_everything(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyboardInterrupt()])
 def test_failure_inside_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), writing.folder_transaction(tmp_path / "a" / "b") as staging:
-        (staging / "x").write_text("1")
-        raise error
+    def fail() -> None:
+        with writing.folder_transaction(tmp_path / "a" / "b") as staging:
+            (staging / "x").write_text("1")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert listing(tmp_path) == []
 
 
 def test_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(OutputError, match="in the way"), writing.folder_transaction(path):
-            pass
+        with pytest.raises(OutputError, match="in the way"):
+            fill(path)
     assert listing(tmp_path) == ["file"]
 
 
 def test_a_folder_where_a_file_must_go(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "a").write_text("old")
-    with pytest.raises(OutputError, match="folder is in the way"), writing.folder_transaction(tmp_path) as staging:
-        (staging / "a").write_text("new")
-        (staging / "x").write_text("new")
+    with pytest.raises(OutputError, match="folder is in the way"):
+        fill(tmp_path, "a", "x")
     assert (tmp_path / "a").read_text() == "old"
     assert listing(tmp_path) == ["a", "x"]

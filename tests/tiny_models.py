@@ -24,10 +24,14 @@ from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, s
 from radglint.encoders.mixer import MixerConfig
 from radglint.gate import GateConfig
 from radglint.model import BranchConfig, GlintConfig, GlintModel
+from radglint.packing import Packing
 from radglint.preprocess import CtPreprocess, CxrPreprocess
 
-WORDS = ["there", "is", "no", "a", "an", "the", "in", "of", "left", "right", "lung", "lobe", "upper", "lower", "large", "small", "pleural", "effusion", "nodule", "mass", "pneumothorax", "consolidation", "opacity", "heart", "pulmonary", ".", ","]
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]  # fmt: skip
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_TEXT = """there is no a an the in of left right lung lobe upper lower large small pleural effusion nodule mass
+pneumothorax consolidation opacity heart pulmonary . ,"""
+WORDS = [word for word in _TEXT.split() if word not in LETTERS]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 PROVENANCE = {"licences": {"code": "Apache-2.0", "weights": "Apache-2.0", "data": "none, untrained"}, "sources": []}
 PROMPTS = {"nodule": ["a nodule in the lung"], "effusion": ["a pleural effusion", "large pleural effusion"]}
@@ -67,7 +71,10 @@ def tiny_text_config() -> BertConfig:
 
 
 def tiny_config(
-    image: str = "dinov2", modalities: tuple[str, ...] = ("CXR", "CT"), name: str = "tiny", num_trainable_blocks: int = 0
+    image: str = "dinov2",
+    modalities: tuple[str, ...] = ("CXR", "CT"),
+    name: str = "tiny",
+    num_trainable_blocks: int = 0,
 ) -> GlintConfig:
     """Configuration of a tiny model; CXR 56 px, CT slices of 56 x 56 px every 10 mm with mixing along depth."""
     image_config = tiny_image_configs()[image]
@@ -76,8 +83,9 @@ def tiny_config(
     mixer = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2.0, "dropout": 0.0}
     gate = GateConfig(joint_dim=16, gate_dim=8)
     cxr = BranchConfig(
-        preprocess=CxrPreprocess(long_side_px=side, patch_px=patch), mixer=MixerConfig(**mixer), gate=gate, text_hidden=16
-    )
+        preprocess=CxrPreprocess(long_side_px=side, patch_px=patch), mixer=MixerConfig(**mixer), gate=gate,
+        text_hidden=16,
+    )  # fmt: skip
     ct = BranchConfig(
         preprocess=CtPreprocess(height_px=side, width_px=side, mm_per_px=6.0, slice_step_mm=10.0, patch_px=patch),
         mixer=MixerConfig(**mixer, depth_kernel=3), gate=gate, text_hidden=16,
@@ -98,12 +106,12 @@ def tiny_model(
     drawn anew at a useful size.
     """
     config = tiny_config(image, modalities, num_trainable_blocks=num_trainable_blocks)
-    model = GlintModel(config, tiny_tokenizer())
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = GlintModel(config, tiny_tokenizer())
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.normal_(0.0, 0.2, generator=generator)
+                parameter.normal_(0.0, 0.2)
     return model.eval()
 
 
@@ -112,15 +120,20 @@ def tiny_calibration(modalities: tuple[str, ...] = ("CXR", "CT")) -> Calibration
     entries = {
         modality: ModalityCalibration(
             presence={"nodule": LogisticMap(slope=5.0 + k, bias=-0.5)},
-            presence_default=LogisticMap(slope=4.0 + k, bias=-1.0), pixel=LogisticMap(slope=1.0 + k, bias=0.25),
-        )  # fmt: skip
+            presence_default=LogisticMap(slope=4.0 + k, bias=-1.0),
+            pixel=LogisticMap(slope=1.0 + k, bias=0.25),
+        )
         for k, modality in enumerate(modalities)
     }
     return Calibration(modalities=entries, scope_threshold=0.3, origin="made up for tests")
 
 
 def write_tiny_checkpoint(
-    folder: Path, image: str = "dinov2", modalities: tuple[str, ...] = ("CXR", "CT"), quantize: str = "none", seed: int = 0
+    folder: Path,
+    image: str = "dinov2",
+    modalities: tuple[str, ...] = ("CXR", "CT"),
+    quantize: Packing = "none",
+    seed: int = 0,
 ) -> Path:
     """A complete checkpoint folder of a tiny model; returns the folder."""
     save_checkpoint(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -61,11 +62,13 @@ class ModalityCalibration(_Strict):
         presence: concept to the map from its score (cosine) to the logit of "it is there".
         presence_default: the same for phrases that belong to no concept.
         pixel: map from a token's raw gate logit to the logit of "it is here".
+        pixel_by_concept: the same for concepts that have one of their own.
     """
 
     presence: dict[str, LogisticMap] = {}
     presence_default: LogisticMap
     pixel: LogisticMap
+    pixel_by_concept: dict[str, LogisticMap] = {}
 
 
 class Calibration(_Strict):
@@ -212,7 +215,8 @@ def _load_model(folder: Path) -> tuple[GlintModel, dict[str, Any]]:
     config = _validated_value(folder / CONFIG, TypeAdapter(GlintConfig), document["model"])
     tokenizer = _read_tokenizer(folder / TOKENIZER)
     try:
-        with no_init_weights():  # every parameter is loaded over below
+        # Every parameter is loaded over below; the few that are drawn all the same must not move the user's generator.
+        with no_init_weights(), torch.random.fork_rng(devices=[]):
             model = GlintModel(config, tokenizer)
     except Exception as error:
         raise CheckpointError(f"{folder / CONFIG}: no model can be built from it ({_line(error)}); {AGAIN}") from error
@@ -297,9 +301,11 @@ def _short(hashes: Mapping[str, str]) -> str:
 
 def _check_hashes(folder: Path, hashes: Mapping[str, str], recorded: Mapping[str, Any]) -> None:
     files = recorded.get("files")
-    if not isinstance(files, Mapping) or recorded.get("id") != _short(hashes):
-        known = files if isinstance(files, Mapping) else {}
-        altered = [name for name in HASHED_FILES if known.get(name) != hashes[name]] or [FINGERPRINT]
+    if not isinstance(files, Mapping):
+        raise CheckpointError(f"{folder / FINGERPRINT}: files does not list hashes, so it was altered; {AGAIN}")
+    altered = [name for name in HASHED_FILES if files.get(name) != hashes[name]]
+    if altered or recorded.get("id") != _short(hashes):
+        altered = altered or [FINGERPRINT]
         raise CheckpointError(f"{folder / altered[0]}: was altered since it was saved ({', '.join(altered)}); {AGAIN}")
 
 

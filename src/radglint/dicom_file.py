@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
@@ -22,6 +23,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, RLELossless
 
 from radglint.errors import ImageError
+from radglint.jpeg_header import check_jpeg
 
 MAX_FRAME_PX = 2**26  # 8192 x 8192: larger than any detector; guards against nonsense in the header
 INSTALL_HINT = "`pip install python-gdcm pylibjpeg-openjpeg pylibjpeg-rle`, or export the file uncompressed"
@@ -171,6 +173,8 @@ def decode_frame(ds: Dataset, path: Path | str, index: int | None = None) -> np.
     first: Exception | None = None
     for plugin in _decoder_plugins(ds, path):
         try:
+            if plugin == "gdcm":
+                _check_before_gdcm(ds, path, index)
             with quiet_pydicom():  # stored_values takes care of unused bits
                 return pixel_array(ds, index=index, decoding_plugin=plugin, correct_unused_bits=False)
         except Exception as exc:
@@ -274,6 +278,12 @@ def _decoder_plugins(ds: Dataset, path: Path | str) -> list[str]:
     if not plugins:
         raise ImageError(f"{path}: no decoder for transfer syntax {UID(syntax).name} ({syntax}); try {INSTALL_HINT}")
     return plugins
+
+
+def _check_before_gdcm(ds: Dataset, path: Path | str, index: int | None) -> None:
+    frames = int(number(ds, "NumberOfFrames", path) or 1)
+    frame = get_frame(ds.PixelData, index or 0, number_of_frames=frames)
+    check_jpeg(frame, frame_shape(ds, path), int(number(ds, "SamplesPerPixel", path) or 1))
 
 
 def _one_line(exc: BaseException | None) -> str:

@@ -51,9 +51,11 @@ LUNG = Window("lung", -1350, 150)
 SOFT = Window("soft tissue", -160, 240)
 BONE = Window("bone", -500, 1300)
 DISPLAY = Window("display", 0.0, 1.0)
-_SOFT_WORDS = ("effusion pleural heart cardi aort mediast lymph pericard embol thyroid liver hepat adrenal esoph spleen "
-               "node vessel arter coronar breast muscle").split()  # fmt: skip
-_BONE_WORDS = "bone rib fracture vertebra spine sclero lytic osseous skelet".split()
+_SOFT_WORDS = (
+    *("effusion", "pleural", "heart", "cardi", "aort", "mediast", "lymph", "pericard", "embol", "thyroid", "liver"),
+    *("hepat", "adrenal", "esoph", "spleen", "node", "vessel", "arter", "coronar", "breast", "muscle"),
+)
+_BONE_WORDS = ("bone", "rib", "fracture", "vertebra", "spine", "sclero", "lytic", "osseous", "skelet")
 
 
 def window_for(phrase: str, image: MedicalImage) -> Window:
@@ -194,7 +196,9 @@ def colour_scale() -> np.ndarray:
 
 def _oklab_to_srgb(lab: np.ndarray) -> np.ndarray:
     """OKLab (Ottosson 2020) to sRGB in [0, 1], clipped."""
-    to_lms = np.array([[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]])
+    to_lms = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
+    )
     to_rgb = np.array(
         [
             [4.0767416621, -3.3077115913, 0.2309699292],

@@ -6,6 +6,7 @@ they are asked for and thrown away again, so that a hundred queries on a large C
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -19,8 +20,8 @@ import numpy as np
 
 from radglint import localize, render, writing
 from radglint.errors import InputError, OutputError
-from radglint.geometry import shear_deg
 from radglint.image import MedicalImage
+from radglint.mask_nifti import mask_to_nifti
 from radglint.preprocess import PreprocessRecord
 from radglint.query import Assertion
 
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
     import os
 
 MAX_SLUG_CHARACTERS = 48
-# Above this angle between two axes and a right angle a qform cannot hold the grid.
-MAX_QFORM_SHEAR_DEG = 1e-3
 STALE_NAMES = re.compile(r"\d{2,}_[a-z0-9_]+_(?:mask\.nii\.gz|mask\.png|overlay\.png)")
 
 _WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{n}{i}" for n in ("com", "lpt") for i in range(10))}
-_GEOMETRY_FIELDS = (
-    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("srow_x", "srow_y", "srow_z"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +141,7 @@ class Finding:
         return _measure(self.mask(), self.image)
 
     def probability_map(self) -> np.ndarray:
-        """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing. Made anew on each call."""
+        """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing; made anew each time."""
         return localize.probability_map(self.token_logits, self.record)
 
     def probability_plane(self, axis: int, index: int) -> np.ndarray:
@@ -343,8 +338,6 @@ class Findings(Sequence[Finding]):
 
     def to_json(self) -> str:
         """One strict JSON document (no NaN); masks are named once `save` has written them."""
-        import json
-
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_table(self) -> str:
@@ -382,41 +375,6 @@ class Findings(Sequence[Finding]):
             names.append(writing.write_text(staging / "index.html", render_page(self)).name)
         self._mask_paths = tuple(str(folder / name) for name in self.mask_names)
         return [folder / name for name in names]
-
-
-def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
-    """A 3D mask as a nibabel image in the geometry of its source.
-
-    Args:
-        mask: bool, `depth height width`.
-        image: the CT; its `source_header`, if it fits, gives qform, sform and their codes unchanged.
-
-    Returns:
-        `nibabel.Nifti1Image` (or `Nifti2Image` for a NIfTI-2 source), uint8, in mm. Nothing else of the source header,
-        such as a description that could name the patient, is taken over.
-    """
-    import nibabel as nib
-
-    data = mask.transpose(2, 1, 0).view(np.uint8)
-    affine = np.asarray(image.nifti_affine)
-    source = image.source_header
-    if isinstance(source, nib.Nifti1Header) and np.allclose(source.get_best_affine(), affine, rtol=1e-5, atol=1e-4):
-        kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
-        header = kind.header_class()
-        header.set_data_shape(data.shape)
-        for name in _GEOMETRY_FIELDS:
-            header[name] = source[name]
-        header["pixdim"][:4] = source["pixdim"][:4]
-        nifti = kind(data, None, header=header)
-    else:
-        nifti = nib.Nifti1Image(data, affine)
-        nifti.set_sform(affine, code=1)
-        sheared = shear_deg(affine) > MAX_QFORM_SHEAR_DEG
-        nifti.set_qform(affine, code=0 if sheared else 1, strip_shears=True, update_affine=False)
-    nifti.set_data_dtype(np.uint8)
-    nifti.header.set_xyzt_units("mm")
-    nifti.header["descrip"] = b"radglint mask"
-    return nifti
 
 
 def slug(text: str) -> str:

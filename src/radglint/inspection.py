@@ -1,4 +1,4 @@
-"""What radglint understood of an image, and whether it is fit to be asked: the input doctor behind `radglint inspect`."""
+"""The input doctor behind `radglint inspect`: what was understood of an image, and whether it is fit to be asked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class Inspection:
         path: what was inspected.
         verdict: "ok", "usable with care" or "not usable".
         reasons: why the verdict is not "ok", or what speaks for it.
-        facts: modality, format, shape, spacing_mm, orientation, value_unit, lowest and highest value, and more by modality.
+        facts: modality, format, shape, spacing_mm, orientation, value_unit, lowest_value, highest_value, and
+            for CT lung_ml, coverage_mm, oblique_deg, for a radiograph polarity_gap.
         percentiles: value at each of `PERCENTILES`, keyed "p0.5" to "p99.5".
         tissue_shares: CT only, share of voxels (0 to 1) in air, lung, fat, soft_tissue, bone.
         steps: decoding steps in order.
@@ -161,7 +162,7 @@ def _judge_ct(image: MedicalImage, bad: list[str], care: list[str]) -> dict[str,
     slice_mm = float(np.linalg.norm(affine[:3, vertical]))
     coverage_mm = slice_mm * image.shape[vertical]
     lung_ml, cut = lung_volume_ml(image)
-    share = float(np.mean((sample_voxels(image.array) > -950) & (sample_voxels(image.array) < -500)))
+    share = tissue_shares(image.array)["lung"]
     if lung_ml < _MIN_LUNG_ML and share < _MIN_LUNG_SHARE:
         bad.append(f"no lung found ({lung_ml:.0f} ml of air inside the body): not a chest, or not HU")
     elif lung_ml < _WHOLE_LUNG_ML:
@@ -203,8 +204,8 @@ def lung_volume_ml(image: MedicalImage) -> tuple[float, list[str]]:
 
 def _drop_outer_air(air: np.ndarray, vertical: int) -> np.ndarray:
     labels = np.empty(air.shape, dtype=np.int32)
-    count = ndimage.label(air, output=labels)
-    outer = np.zeros(int(np.max(count)) + 1, dtype=bool)
+    ndimage.label(air, output=labels)
+    outer = np.zeros(int(labels.max()) + 1, dtype=bool)
     for axis in range(3):
         if axis != vertical:
             faces = np.moveaxis(labels, axis, 0)

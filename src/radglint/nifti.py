@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz) to a CT in HU, with the file's own voxels: only the axis order changes, (i, j, k) to (k, j, i)."""
+"""NIfTI (.nii, .nii.gz) to a CT in HU. The file's own voxels; only the axis order changes, (i, j, k) to (k, j, i)."""
 
 from __future__ import annotations
 

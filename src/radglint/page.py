@@ -38,7 +38,9 @@ def render_page(
     """
     studies = [findings] if isinstance(findings, Findings) else list(findings)
     style, script = _asset("page.css"), _asset("page.js")
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
+    )
     sections = "".join(f"<h3>{escape(head)}</h3><p>{escape(text)}</p>" for head, text in intro)
     body = "\n".join(_study(study) for study in studies)
     return (
@@ -48,8 +50,8 @@ def render_page(
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1><p class="quiet">{escape(DISCLAIMER)}</p>'
         f'<div class="intro">{sections}</div></header>\n<main>\n{body}\n</main>\n'
-        f"<footer>{escape(DISCLAIMER)} Positions: RAS+ counts to the patient's right, front and head; LPS, as in DICOM, "
-        "to the left, back and head. Pictures show the patient's right on the left side wherever sides are marked."
+        f"<footer>{escape(DISCLAIMER)} Positions: RAS+ counts to the patient's right, front and head; LPS, as in "
+        "DICOM, to the left, back and head. Where sides are marked, the patient's right is on the left of the picture."
         f"</footer>\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -66,7 +68,9 @@ def _study(findings: Findings) -> str:
     layers = study_layers(findings)
     # "<" is the only character that could end the script block.
     data = json.dumps(layers, allow_nan=False).replace("<", "\\u003c")
-    cards = "\n".join(_card(f, name, n == 0) for n, (f, name) in enumerate(zip(findings, findings.mask_names, strict=True)))
+    cards = "\n".join(
+        _card(f, name, n == 0) for n, (f, name) in enumerate(zip(findings, findings.mask_names, strict=True))
+    )
     return (
         f'<section class="study"><h2>{escape(str(findings.image.path))}</h2>\n<div class="bench">\n<div class="viewer">'
         f"{_viewer(findings, layers)}{_tools(layers)}{_legend(layers)}</div>\n"
@@ -104,7 +108,9 @@ def _figure(findings: Findings, view: View, sources: tuple[str, str, str]) -> st
         image.format(kind, f'src="{source}"' if source else "")
         for kind, source in (("unseen", unseen), ("heat", ""), ("mask", mask))
     )
-    return f'<figure class="view {view.name}"><img class="base" alt="{view.name}" src="{base}">{overlays}{tags}</figure>'
+    return (
+        f'<figure class="view {view.name}"><img class="base" alt="{view.name}" src="{base}">{overlays}{tags}</figure>'
+    )
 
 
 def _tools(layers: dict[str, Any]) -> str:
@@ -124,7 +130,9 @@ def _tools(layers: dict[str, Any]) -> str:
     parts.append('<label>Opacity <input class="opacity" type="range" min="0" max="100" value="45"></label>')
     last = len(layers["stack"]["position"]) - 1
     if last > 0:
-        parts.append(f'<label class="long">Slice <input class="slice" type="range" min="0" max="{last}" value="0"></label>')
+        parts.append(
+            f'<label class="long">Slice <input class="slice" type="range" min="0" max="{last}" value="0"></label>'
+        )
     return f'<div class="tools">{"".join(parts)}</div>'
 
 
@@ -142,9 +150,10 @@ def _card(finding: Finding, mask_name: str, pressed: bool) -> str:
     yes = " yes" if finding.is_marked else ""
     rows = [("probability", f"{finding.probability:.2f}, threshold {finding.threshold:.2f}, score {finding.score:.3f}")]
     rows += [("asked as", finding.assertion), *_place_rows(finding), ("mask file", mask_name)]
+    state = str(pressed).lower()
     note = f'<p class="note">{escape(finding.remark)}</p>' if finding.remark else ""
     return (
-        f'<article class="card"><div class="top"><button type="button" class="query" aria-pressed="{str(pressed).lower()}">'
+        f'<article class="card"><div class="top"><button type="button" class="query" aria-pressed="{state}">'
         f'{escape(finding.query)}</button><span class="decision{yes}">{escape(finding.decision)}</span></div>'
         f"{_bar(finding)}{_definitions(rows)}{note}</article>"
     )
@@ -170,9 +179,9 @@ def _bar(finding: Finding) -> str:
     colour = "#ff9f1c" if finding.is_marked else "#6b7685"
     return (
         f'<svg viewBox="0 0 200 14" preserveAspectRatio="none" role="img" aria-label="probability {probability:.2f}">'
-        f'<rect x="0" y="4" width="200" height="6" rx="3" fill="#2a313c"/><rect x="0" y="4" width="{200 * probability:.1f}" '
-        f'height="6" rx="3" fill="{colour}"/><rect x="{200 * finding.threshold - 0.5:.1f}" y="0" width="1" height="14" '
-        f'fill="#e6edf3"/></svg>'
+        f'<rect x="0" y="4" width="200" height="6" rx="3" fill="#2a313c"/><rect x="0" y="4" height="6" rx="3" '
+        f'width="{200 * probability:.1f}" fill="{colour}"/>'
+        f'<rect x="{200 * finding.threshold - 0.5:.1f}" y="0" width="1" height="14" fill="#e6edf3"/></svg>'
     )
 
 

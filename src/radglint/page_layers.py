@@ -63,18 +63,18 @@ def study_layers(findings: Findings) -> dict[str, Any]:
 
 
 def stack_views(findings: Findings) -> list[View]:
-    """The radiograph, or up to 24 axial slices of a CT from the feet up: peaks, marked slices, then evenly spread ones."""
+    """The radiograph, or up to 24 axial slices of a CT from the feet up: peaks, marked ones, then an even spread."""
     image = findings.image
     if image.affine is None:
         return [radiograph_view(image)]
     axis = ct_view(image, "axial").axis or 0
-    indices = sorted(_slice_indices(findings, axis, image.shape[axis]))
+    indices = sorted(slice_indices(findings, axis, image.shape[axis]))
     if image.affine[2, axis] < 0:
         indices.reverse()
     return [ct_view(image, "axial", index) for index in indices]
 
 
-def _slice_indices(findings: Sequence[Finding], axis: int, count: int) -> set[int]:
+def slice_indices(findings: Sequence[Finding], axis: int, count: int) -> set[int]:
     """Peaks first, then planes through the largest boxes in turn, then an even spread, until there are enough."""
     limit = min(MAX_SLICES, count)
     marked = [f for f in findings if f.peak is not None]
@@ -91,7 +91,9 @@ def _slice_indices(findings: Sequence[Finding], axis: int, count: int) -> set[in
     return chosen
 
 
-def _base(findings: Findings, views: list[View], windows: list[Window], size: Any, probe: Finding | None) -> dict[str, Any]:
+def _base(
+    findings: Findings, views: list[View], windows: list[Window], size: Any, probe: Finding | None
+) -> dict[str, Any]:
     image = findings.image
     return {
         "base": [[_jpeg(grey_layer(view.grey(image, window), size)) for view in views] for window in windows],

@@ -30,6 +30,7 @@ from radglint.image import MedicalImage
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
+from radglint.scope import ConceptIndex
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
@@ -152,10 +153,8 @@ class GlintAnswerer:
         self.model = checkpoint.model.to(device).eval()
         self.model.trunk.to(self.dtype)
         self.calibration = checkpoint.calibration
-        self._concepts = [concept for concept, prompts in checkpoint.prompts.items() for _ in prompts]
-        self._bank_prompts = [prompt for prompts in checkpoint.prompts.values() for prompt in prompts]
-        self._bank: torch.Tensor | None = None
         self._embeddings: dict[str, torch.Tensor] = {}
+        self._concepts = ConceptIndex(checkpoint.prompts, self._embed)
 
     @torch.inference_mode()
     def encode(self, image: MedicalImage) -> EncodedImage:
@@ -182,7 +181,7 @@ class GlintAnswerer:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
             gated = self._gate(encoded, embeddings[part])
-            findings += self._calibrated(encoded, queries[part], embeddings[part], gated, threshold)
+            findings += self._calibrated(encoded, queries[part], gated, threshold)
         return findings
 
     def _gate(self, encoded: EncodedImage, embeddings: torch.Tensor) -> GatedScores:
@@ -195,18 +194,17 @@ class GlintAnswerer:
         return branch.gate.forward_windows(encoded.tokens, texts, encoded.record.grid_shape[0], window)
 
     def _calibrated(
-        self, encoded: EncodedImage, queries: Sequence[Query], embeddings: torch.Tensor, gated: GatedScores,
-        threshold: float,
-    ) -> list[Finding]:  # fmt: skip
+        self, encoded: EncodedImage, queries: Sequence[Query], gated: GatedScores, threshold: float
+    ) -> list[Finding]:
         """Turn raw scores and gate logits into findings."""
         maps = self.calibration.modalities[encoded.image.modality]
-        similarity, nearest = (embeddings @ self._bank_embeddings().T).max(dim=-1)
+        nearest = self._concepts.nearest([query.phrase for query in queries])
         findings = []
-        for k, query in enumerate(queries):
-            concept = self._concepts[int(nearest[k])]
-            in_scope = float(similarity[k]) >= self.calibration.scope_threshold and concept in maps.presence
+        for k, (query, (concept, similarity)) in enumerate(zip(queries, nearest, strict=True)):
+            in_scope = similarity >= self.calibration.scope_threshold and concept in maps.presence
             score = float(gated.scores[k, 0])
-            tokens = maps.pixel.slope * gated.gate_logits[k, 0] + maps.pixel.bias
+            pixel = maps.pixel_by_concept.get(concept, maps.pixel)
+            tokens = pixel.slope * gated.gate_logits[k, 0] + pixel.bias
             findings.append(
                 Finding(
                     query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,
@@ -228,11 +226,6 @@ class GlintAnswerer:
         if new:
             self._embeddings |= dict(zip(new, self.model.text.embed(new), strict=True))
         return torch.stack([self._embeddings[phrase] for phrase in phrases])
-
-    def _bank_embeddings(self) -> torch.Tensor:
-        if self._bank is None:
-            self._bank = self.model.text.embed(self._bank_prompts)
-        return self._bank
 
 
 def probability(score: float, to_logit: LogisticMap) -> float:

@@ -259,7 +259,7 @@ def _absent_after(body: str) -> tuple[str, Assertion, str] | None:
 
 
 def _absent_organ(body: str) -> tuple[str, Assertion, str] | None:
-    """ "heart is not enlarged" -> "enlarged heart"; "left lung free of nodules" -> "nodules in left lung"."""
+    """Absence said of an organ: "heart is not enlarged" -> "enlarged heart"; "lungs without nodule" turns likewise."""
     match = _ORGAN_NOT.match(body)
     if match is not None:
         return _strip(f"{match['state']} {match['head']}"), "absent", ""

@@ -139,7 +139,9 @@ def _read_files(files: list[Path], name: Path, series: str | None) -> MedicalIma
     if dicoms:
         return _read_dicom(dicoms, name, series)
     images = [file for file in files if kinds[file] in ("nifti", "raster")]
-    if len(images) == 1 and series is None:
+    if len(images) == 1 and series is not None:
+        raise ImageError(f"{name}: holds {images[0].name}, which has no series; leave out series {series!r}")
+    if len(images) == 1:
         return dataclasses.replace(read_image(images[0]), path=str(name))
     if not files:
         raise ImageError(f"{name}: the folder is empty; give a folder of DICOM files or one image")

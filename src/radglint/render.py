@@ -84,7 +84,7 @@ def mask_layer(mask: np.ndarray, size: Size) -> Image.Image:
     """A mask at picture size, mode L with 0 and 255; a mask that is not empty stays visible however small it gets."""
     shown = Image.fromarray(np.ascontiguousarray(mask).astype(np.uint8) * 255)
     soft = shown.resize(size, Image.Resampling.BILINEAR)
-    level = 128 if soft.getextrema()[1] >= 128 else 1
+    level = 128 if np.asarray(soft).max() >= 128 else 1
     return soft.point([255 if value >= level else 0 for value in range(256)])
 
 
@@ -193,7 +193,9 @@ def _draw_labels(draw: ImageDraw.ImageDraw, finding: Finding, view: View, window
 
 
 def _caption_lines(finding: Finding) -> list[str]:
-    lines = [f"probability {finding.probability:.2f}   threshold {finding.threshold:.2f}   asked as {finding.assertion}"]
+    lines = [
+        f"probability {finding.probability:.2f}   threshold {finding.threshold:.2f}   asked as {finding.assertion}"
+    ]
     lines += [text for text in (finding.where, finding.remark) if text]
     if finding.image.affine is None:
         lines.append("sides as stored in the file: the pixels do not say which is left")

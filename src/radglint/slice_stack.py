@@ -136,7 +136,8 @@ def _stacking_line(
     positions: np.ndarray, depths: np.ndarray, normal: np.ndarray, labels: list[str], name: str
 ) -> tuple[np.ndarray, float]:
     """Movement of the slice origin per mm along the normal, and its angle to the normal (0 if it is rounding)."""
-    moves = np.diff(positions, axis=0) / np.diff(depths)[:, None]
+    half = len(depths) // 2
+    moves = (positions[half:] - positions[:-half]) / (depths[half:] - depths[:-half])[:, None]
     sideways = np.median(moves, axis=0)  # not the mean: one misplaced slice must not tilt the line
     sideways = sideways - (sideways @ normal) * normal
     if _off_line(positions, depths, normal + sideways).max() < IN_PLANE_TOLERANCE_MM:

@@ -24,9 +24,11 @@ def stored_names(model: torch.nn.Module) -> dict[str, str]:
         model: any module; the names inside each `transformers` backbone that it holds are mapped.
     """
     names = {name: name for name in model.state_dict()}
+    done: list[str] = []  # a backbone's own parts are backbones too: only the outermost is asked
     for prefix, module in model.named_modules():
-        if isinstance(module, PreTrainedModel):
+        if isinstance(module, PreTrainedModel) and not prefix.startswith(tuple(done)):
             start = f"{prefix}." if prefix else ""
+            done.append(start)
             names |= {start + inside: start + stored for inside, stored in _published(module).items()}
     return names
 

@@ -186,20 +186,20 @@ def heart_between(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     for row, start, stop in zip(shared, starts, stops, strict=True):
         if 0.48 * height <= row - shared[0] <= 0.93 * height:
             heart[row, start:stop] = True
-    return ndimage.binary_opening(heart, iterations=max(1, left.shape[0] // 100))
+    return np.asarray(ndimage.binary_opening(heart, iterations=max(1, left.shape[0] // 100)))
 
 
 def _refine(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Move a coarse outline to the local edge between dark lung and brighter surroundings."""
     smooth = ndimage.gaussian_filter(image, 0.8)
     lung = score > 0
-    near = ndimage.binary_dilation(lung, iterations=5) & (score > -0.97)
+    near = np.asarray(ndimage.binary_dilation(lung, iterations=5), bool) & (score > -0.97)
     for _ in range(2):
         inside, outside = (_local_mean(smooth, part) for part in (lung & (score > -0.5), ~lung & near))
         contrast = np.clip((inside + outside - 2 * smooth) / (np.abs(outside - inside) + 0.06), -1.5, 1.5)
         evidence = score + 0.45 * contrast * (outside > inside)
         lung = (ndimage.gaussian_filter(evidence, 1.5) > 0) & near
-    return ndimage.binary_fill_holes(ndimage.binary_closing(lung, iterations=2))
+    return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(lung, iterations=2)))
 
 
 def _local_mean(image: np.ndarray, where: np.ndarray, sigma: float = 7.0) -> np.ndarray:
@@ -210,7 +210,7 @@ def _local_mean(image: np.ndarray, where: np.ndarray, sigma: float = 7.0) -> np.
 
 def _side_region(lung: np.ndarray, prior: np.ndarray) -> np.ndarray:
     """Keep the connected region that lies best on one side's prior."""
-    labels, count = ndimage.label(ndimage.binary_opening(lung, iterations=2))
+    labels, count = _label(np.asarray(ndimage.binary_opening(lung, iterations=2)))
     if count == 0:
         return np.zeros_like(lung)
     overlap = ndimage.sum_labels(prior, labels, np.arange(1, count + 1))
@@ -229,7 +229,7 @@ def _lung_prior(side: str) -> np.ndarray:
 def _smooth(mask: np.ndarray) -> np.ndarray:
     """Round the outline of a mask and keep its largest part."""
     mask = ndimage.gaussian_filter(mask.astype(np.float32), 1.5) > 0.45
-    labels, count = ndimage.label(mask)
+    labels, count = _label(mask)
     if count < 2:
         return mask
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
@@ -245,6 +245,12 @@ def _plausible(left: np.ndarray, right: np.ndarray) -> bool:
     if min(heights) < 0.35 or abs(top_l - top_r) > 0.14 or abs(bottom_l - bottom_r) > 0.2:
         return False
     return np.nonzero(right)[1].mean() < 0.45 * _WORK_PX and np.nonzero(left)[1].mean() > 0.55 * _WORK_PX
+
+
+def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the connected parts of a mask from 1."""
+    labels = np.zeros(mask.shape, np.int32)
+    return labels, int(ndimage.label(mask, output=labels))  # pyright: ignore[reportArgumentType]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

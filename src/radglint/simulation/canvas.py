@@ -57,7 +57,8 @@ class Canvas:
             columns: Input column of each output pixel (H, W).
         """
         self.image[...] = ndimage.map_coordinates(self.image, (rows, columns), order=1, mode="nearest")
-        near = np.rint(rows).astype(int).clip(0, rows.shape[0] - 1), np.rint(columns).astype(int).clip(0, rows.shape[1] - 1)
+        height, width = rows.shape
+        near = np.rint(rows).astype(int).clip(0, height - 1), np.rint(columns).astype(int).clip(0, width - 1)
         lungs = self.lungs
         self.lungs = LungFields(left=lungs.left[near], right=lungs.right[near], heart=lungs.heart[near])
         self.masks = [mask[near] for mask in self.masks]
@@ -93,6 +94,16 @@ def soft(mask: np.ndarray, blur_px: float) -> np.ndarray:
     shape = [-(-length // step) for length in mask.shape]
     small = Image.fromarray(mask.astype(np.float32)).resize((shape[1], shape[0]), Image.Resampling.BOX)
     return resize(ndimage.gaussian_filter(np.asarray(small), blur_px / step), mask.shape).clip(0, 1)
+
+
+def grow(mask: np.ndarray, by_px: int) -> np.ndarray:
+    """Dilate a mask."""
+    return np.asarray(ndimage.binary_dilation(mask, iterations=by_px))
+
+
+def shrink(mask: np.ndarray, by_px: int) -> np.ndarray:
+    """Erode a mask."""
+    return np.asarray(ndimage.binary_erosion(mask, iterations=by_px))
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:

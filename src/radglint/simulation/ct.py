@@ -132,16 +132,26 @@ def _paint_all(scene: Scene, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], t
         raise InputError(f"cannot simulate {unknown[0]!r} in a CT: expected one of {', '.join(CT_CONCEPTS)}")
     painted: list[Fact] = []
     masks: list[np.ndarray] = []
+    sizes: list[int] = []
     for fact in sorted(facts, key=lambda f: _ORDER.index(f.concept)):
+        before = scene.hu.copy()
         mask = PAINTERS[fact.concept](scene, fact)
-        if mask is None:
+        if mask is None or not _is_visible(scene.hu, before, mask, fact.concept):
+            scene.hu[:] = before
             continue
         if fact.concept in {"pleural effusion", "pneumothorax"}:
             masks = [earlier & ~mask for earlier in masks]
         painted.append(fact)
+        sizes.append(int(mask.sum()))
         masks.append(mask)
-    kept = [k for k, mask in enumerate(masks) if mask.sum() >= 8]
+    kept = [k for k, mask in enumerate(masks) if mask.sum() >= max(8, 0.4 * sizes[k])]
     return tuple(painted[k] for k in kept), tuple(masks[k] for k in kept)
+
+
+def _is_visible(hu: np.ndarray, before: np.ndarray, mask: np.ndarray, concept: str) -> bool:
+    """Whether painting changed the HU inside the mask enough to be seen (not hidden in something dense)."""
+    least = {"emphysema": 12, "interstitial pattern": 25, "pneumothorax": 40}.get(concept, 70)
+    return bool(mask.any()) and float(np.abs(hu[mask] - before[mask]).mean()) > least
 
 
 def draw_facts(rng: np.random.Generator, height: float, *, normal_share: float = 0.25) -> list[Fact]:

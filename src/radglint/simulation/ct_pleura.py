@@ -206,8 +206,8 @@ def paint_interstitial(scene: Scene, fact: Fact) -> np.ndarray | None:
     for side in _sides(fact):
         near = _edge_nearness(scene, side, reach)
         region = soft_step(near - 0.5 + 0.35 * scene.field(30, 40), 0.25) * scene.room(side)
-        width = np.float32(rng.uniform(0.14, 0.22))
-        net = np.maximum(*(np.exp(-((scene.field(rng.uniform(6, 11)) / width) ** 2)) for _ in range(2)))
+        width = np.float32(rng.uniform(0.22, 0.34))
+        net = np.maximum(*(np.exp(-((scene.field(rng.uniform(4, 7), 9) / width) ** 2)) for _ in range(2)))
         strength = np.float32(rng.uniform(0.2, 0.5)) * np.clip(1 + 0.5 * scene.field(14), 0.1, 1.6)
         scene.fill(region * np.maximum(net * strength, np.float32(rng.uniform(0, 0.12))), 20)
         mask |= (region > 0.5) & scene.lung(side)

@@ -1,7 +1,7 @@
 """Simulated radiographs: findings of known place and size in real normal images.
 
-`make_image` varies the base, chooses findings, draws them and adds distractors that no sentence mentions. The masks are exact
-and are meant for evaluation only: training sees the sentences.
+`make_image` varies the base, chooses findings, draws them and adds distractors that no sentence mentions.
+The masks are exact and are meant for evaluation only: training sees the sentences.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def vary_geometry(
         picture = Image.fromarray(np.ascontiguousarray(plane))
         return np.asarray(picture.transform((width, height), Image.Transform.AFFINE, matrix, resample))
 
-    masks = (move(mask.astype(np.uint8), Image.Resampling.NEAREST) > 0 for mask in (lungs.left, lungs.right, lungs.heart))
-    left, right, heart = masks
+    parts = (lungs.left, lungs.right, lungs.heart)
+    left, right, heart = (move(part.astype(np.uint8), Image.Resampling.NEAREST) > 0 for part in parts)
     return move(image.astype(np.float32), Image.Resampling.BILINEAR), LungFields(left=left, right=right, heart=heart)
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from radglint.simulation.anatomy_cxr import Point
-from radglint.simulation.canvas import Canvas, curve, pick_point, polar, sigmoid, smooth_noise, soft, stroke, window
+from radglint.simulation.canvas import (
+    Canvas,
+    curve,
+    grow,
+    pick_point,
+    polar,
+    sigmoid,
+    smooth_noise,
+    soft,
+    stroke,
+    window,
+)
 from radglint.simulation.sentences import Fact
 
 _MARKERS = ("L", "R", "AP", "PA", "PORTABLE", "SUPINE", "ERECT", "SEMI ERECT", "L  JS", "R  KM")
@@ -44,7 +54,7 @@ def draw_pacemaker(canvas: Canvas, fact: Fact, rng: np.random.Generator) -> np.n
         path = curve([centre, (vein[0] + rng.normal(0, 6), vein[1]), cava, (cava[0] + 55, cava[1] - 3), turn, tip])
         lead = stroke(mask.shape, path, rng.uniform(1.3, 2.2))
         canvas.add(lead * rng.uniform(0.35, 0.75), target=min(1.0, canvas.tissue + 0.3))
-        mask |= ndimage.binary_dilation(lead > 0.4)
+        mask |= grow(lead > 0.4, 1)
     return mask
 
 
@@ -109,7 +119,7 @@ def add_distractors(canvas: Canvas, rng: np.random.Generator) -> None:
 def _lay(canvas: Canvas, line: np.ndarray, strength: float) -> np.ndarray:
     """Lay a thin bright line on the canvas and return its mask."""
     canvas.add(line * strength, target=min(1.0, canvas.tissue + 0.25))
-    return ndimage.binary_dilation(line > 0.4)
+    return grow(line > 0.4, 1)
 
 
 def _tube(canvas: Canvas, path: np.ndarray, width_px: float, rng: np.random.Generator) -> np.ndarray:
@@ -121,7 +131,8 @@ def _tube(canvas: Canvas, path: np.ndarray, width_px: float, rng: np.random.Gene
     normal = normal / (np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6)
     stripe = stroke(shape, path + normal * width_px * 0.22, 1.2)
     strength = rng.uniform(0.5, 1.0)
-    canvas.add((strength * (0.07 * body + 0.14 * walls + 0.45 * stripe)).clip(0, 0.9), target=min(1.0, canvas.tissue + 0.2))
+    alpha = strength * (0.07 * body + 0.14 * walls + 0.45 * stripe)
+    canvas.add(alpha.clip(0, 0.9), target=min(1.0, canvas.tissue + 0.2))
     return body > 0.5
 
 
@@ -144,7 +155,7 @@ def _generator(canvas: Canvas, centre: Point, rng: np.random.Generator) -> np.nd
 def _electrodes(canvas: Canvas, rng: np.random.Generator) -> None:
     """Add round electrode pads with a metal stud, most with a wire."""
     for _ in range(int(rng.integers(1, 4))):
-        centre = pick_point(ndimage.binary_dilation(canvas.lungs.both, iterations=15), rng)
+        centre = pick_point(grow(canvas.lungs.both, 15), rng)
         radius = rng.uniform(7, 13)
         where = window(centre, radius + 6, canvas.image.shape)
         distance, _ = polar(centre, where)
@@ -203,7 +214,7 @@ def _nipples(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _dots(canvas: Canvas, rng: np.random.Generator) -> None:
     """Add very small, very dense dots outside the lungs."""
-    around = ndimage.binary_dilation(canvas.lungs.both, iterations=30) & ~canvas.lungs.both
+    around = grow(canvas.lungs.both, 30) & ~canvas.lungs.both
     for _ in range(int(rng.integers(1, 5))):
         centre = pick_point(around, rng)
         where = window(centre, 7, canvas.image.shape)
@@ -217,7 +228,8 @@ def _marker(canvas: Canvas, rng: np.random.Generator) -> None:
     height, width = canvas.image.shape
     picture = Image.new("L", (width, height))
     on_right_half = text.startswith("L") or (not text.startswith("R") and rng.random() < 0.5)
-    place = (width * (rng.uniform(0.84, 0.93) if on_right_half else rng.uniform(0.03, 0.1)), height * rng.uniform(0.03, 0.2))
+    across = rng.uniform(0.84, 0.93) if on_right_half else rng.uniform(0.03, 0.1)
+    place = (width * across, height * rng.uniform(0.03, 0.2))
     font = ImageFont.load_default(size=float(rng.uniform(9, 24 if len(text) < 3 else 12)))
     ImageDraw.Draw(picture).text(place, text, fill=255, font=font)
     ink = soft(np.asarray(picture) > 100, 0.5)

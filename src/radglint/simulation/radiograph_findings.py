@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 
 from radglint.simulation.anatomy_cxr import Point
 from radglint.simulation.canvas import (
-    Canvas, curve, pick_point, polar, sigmoid, smooth_noise, soft, stroke, window,
-)  # fmt: skip
+    Canvas,
+    curve,
+    grow,
+    pick_point,
+    polar,
+    shrink,
+    sigmoid,
+    smooth_noise,
+    soft,
+    stroke,
+    window,
+)
 from radglint.simulation.sentences import Fact
 
 _NODULE_RADIUS_PX = {"small": (3.5, 6.0), "medium": (6.0, 10.0), "large": (10.0, 15.0)}
@@ -83,7 +95,7 @@ def draw_pneumothorax(canvas: Canvas, fact: Fact, rng: np.random.Generator) -> n
     dark = blurred - rng.uniform(0.15, 0.4) * np.maximum(blurred - canvas.air * 0.75, 0)
     share = air * rng.uniform(0.75, 0.95)
     canvas.image += share * (dark - canvas.image)
-    inside = ndimage.binary_erosion(lung, iterations=3)
+    inside = shrink(lung, 3)
     line = np.exp(-(((collapsed - 0.5 - wobble) / 0.11) ** 2)) * soft(inside, 1.0)
     canvas.add(line * rng.uniform(0.12, 0.3))
     if fact.size == "large":
@@ -126,7 +138,7 @@ def draw_interstitial(canvas: Canvas, fact: Fact, rng: np.random.Generator) -> n
     return lung & (weight > 0.3)
 
 
-def _both_sides(canvas: Canvas, fact: Fact, rng: np.random.Generator, paint) -> np.ndarray:  # noqa: ANN001
+def _both_sides(canvas: Canvas, fact: Fact, rng: np.random.Generator, paint: Callable[[str], np.ndarray]) -> np.ndarray:
     """Paint on one side or on both and join the masks."""
     sides = ("left", "right") if fact.side == "bilateral" else (fact.side or rng.choice(["left", "right"]),)
     return np.logical_or.reduce([paint(str(side)) for side in sides])
@@ -135,7 +147,7 @@ def _both_sides(canvas: Canvas, fact: Fact, rng: np.random.Generator, paint) -> 
 def _place(canvas: Canvas, fact: Fact, margin_px: float, rng: np.random.Generator) -> Point:
     """Choose a point of the fact's zone, off the lung's edge where there is room."""
     zone = canvas.lungs.zone(fact.side or "left", fact.zone) if fact.zone else canvas.lungs.lung(fact.side or "left")
-    inner = zone & ndimage.binary_erosion(canvas.lungs.lung(fact.side or "left"), iterations=max(1, round(margin_px)))
+    inner = zone & shrink(canvas.lungs.lung(fact.side or "left"), max(1, round(margin_px)))
     return pick_point(inner if inner.any() else zone, rng)
 
 
@@ -170,7 +182,8 @@ def _patch(canvas: Canvas, fact: Fact, side: str, rng: np.random.Generator, *, d
     rows, columns = np.ogrid[: lung.shape[0], : lung.shape[1]]
     tall = rng.uniform(0.75, 1.25)
     reach = np.hypot((rows - centre[0]) / (radius * tall), (columns - centre[1]) / radius).astype(np.float32)
-    cloud = sum(share * smooth_noise(lung.shape, scale, rng) for share, scale in ((0.35, radius * 0.5), (0.14, 16), (0.07, 7)))
+    layers = ((0.35, radius * 0.5), (0.14, 16), (0.07, 7))
+    cloud = sum(height * smooth_noise(lung.shape, scale, rng) for height, scale in layers)
     edge = rng.uniform(0.16, 0.34) if dense else rng.uniform(0.25, 0.4)
     share = sigmoid((1 - reach + cloud * (0.9 if dense else 0.6)) / edge) * soft(lung, 2.0)
     grain = 1 + (0.11 if dense else 0.06) * (smooth_noise(lung.shape, 18, rng) + 0.5 * smooth_noise(lung.shape, 6, rng))
@@ -193,7 +206,8 @@ def _bronchi(canvas: Canvas, side: str, centre: Point, radius: float, rng: np.ra
         start = np.asarray(centre) - outward * radius * 0.8 + rng.normal(0, radius * 0.2, 2)
         stop = np.asarray(centre) + outward * radius * 0.6 + rng.normal(0, radius * 0.45, 2)
         bend = (start + stop) / 2 + rng.normal(0, radius * 0.1, 2)
-        paths = np.maximum(paths, stroke(lung.shape, curve([tuple(start), tuple(bend), tuple(stop)]), rng.uniform(1.3, 2.4)))
+        path = curve([tuple(start), tuple(bend), tuple(stop)])
+        paths = np.maximum(paths, stroke(lung.shape, path, rng.uniform(1.3, 2.4)))
     return ndimage.gaussian_filter(paths, 0.9)
 
 
@@ -218,7 +232,7 @@ def _meniscus_fluid(canvas: Canvas, fact: Fact, side: str, rng: np.random.Genera
     floor = 0.0 if small else rng.uniform(0.3, 0.6)
     level = bottom + 12 - (deep + 12) * (floor + (1 - floor) * rise) + 2.5 * smooth_noise((1, lung.shape[1]), 40, rng)
     column = np.maximum.accumulate(lung, axis=0) & (rows <= bottom + 4)
-    wall = ndimage.binary_dilation(column, iterations=4)
+    wall = grow(column, 4)
     share = sigmoid((rows - level) / rng.uniform(2.5, 7)) * soft(wall & (rows <= bottom + 6), 2.5)
     fluid = (share * rng.uniform(0.72, 0.94)).astype(np.float32)
     canvas.add(fluid)
@@ -248,20 +262,22 @@ def _plates(canvas: Canvas, fact: Fact, side: str, rng: np.random.Generator) -> 
         row, column = _place(canvas, Fact("atelectasis", "left" if side == "left" else "right", fact.zone), 8, rng)
         half = rng.uniform(20, 40) if fact.size == "small" else rng.uniform(35, 65)
         tilt = rng.normal(0, 0.25)
-        ends = [(row - half * tilt, column - half), (row + rng.normal(0, 3), column), (row + half * tilt, column + half)]
+        bend, rise = rng.normal(0, 3), half * tilt
+        ends = [(row - rise, column - half), (row + bend, column), (row + rise, column + half)]
         taper = sigmoid((half * 0.85 - np.abs(np.arange(lung.shape[1]) - column)) / (0.12 * half))[None]
-        band = ndimage.gaussian_filter(stroke(lung.shape, curve(ends), rng.uniform(2.0, 5.5)), rng.uniform(0.9, 2.2))
-        band = band * taper * soft(lung, 1.5)
+        line = stroke(lung.shape, curve(ends), rng.uniform(2.0, 5.5))
+        band = ndimage.gaussian_filter(line, rng.uniform(0.9, 2.2)) * taper * soft(lung, 1.5)
         canvas.add((band * (1 + 0.2 * smooth_noise(lung.shape, 15, rng)) * rng.uniform(0.3, 0.6)).clip(0, 0.9))
         mask |= (band > 0.3) & lung
-    return ndimage.binary_dilation(mask, iterations=1)
+    return grow(mask, 1)
 
 
 def _basal_wedge(canvas: Canvas, fact: Fact, side: str, rng: np.random.Generator) -> np.ndarray:
     """Raise the diaphragm, then add a triangle of collapse that widens from the hilum to the base."""
     rows, lateral, top, bottom = _span(canvas, side)
     columns = np.arange(canvas.image.shape[1])[None]
-    lift = rng.uniform(10, 28) * np.exp(-(((rows - bottom) / (0.3 * (bottom - top))) ** 2)) * np.exp(-((2 * lateral - 1) ** 4))
+    below = np.exp(-(((rows - bottom) / (0.3 * (bottom - top))) ** 2))
+    lift = rng.uniform(10, 28) * below * np.exp(-((2 * lateral - 1) ** 4))
     canvas.warp((rows + lift).astype(np.float32), np.broadcast_to(columns, lift.shape).astype(np.float32))
     lung = canvas.lungs.lung(side)
     rows, _, top, bottom = _span(canvas, side)

@@ -291,7 +291,8 @@ def _place(fact: Fact, rng: np.random.Generator) -> str:
     if fact.concept in _PLEURAL | _DEVICE:
         return _side_place(fact.side, rng)
     if fact.concept == "rib fracture":
-        return "on both sides" if fact.side == "bilateral" else _pick((f"on the {fact.side}", _side_place(fact.side, rng)), rng)
+        both = fact.side == "bilateral"
+        return "on both sides" if both else _pick((f"on the {fact.side}", _side_place(fact.side, rng)), rng)
     if fact.side == "bilateral":
         both = ("in both lungs", "bilaterally", "on both sides")
         return f"in both {_pick(_BOTH_ZONE_WORDS[fact.zone], rng)}" if fact.zone else _pick(both, rng)

@@ -1,0 +1,160 @@
+"""Step 3 of `nano`: put trunk, text tower and both branches together, calibrate on held-out patients, and save.
+
+Command: python recipes/nano_assemble.py runs/trunk runs/text runs/fit_cxr runs/cxr runs/fit_ct runs/ct src/radglint/weights/nano
+Time:    about 3 minutes.
+Writes:  the checkpoint folder and MODEL_CARD.md is its README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from nano_fit import BRANCHES, GRIDS, text_tower
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from tokenizers import Tokenizer
+from transformers import AutoConfig
+
+from radglint.cases import Case, load_cases
+from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
+from radglint.encoders.backbones import load_backbone
+from radglint.encoders.text import TextEncoder
+from radglint.model import GlintBranch, GlintConfig, GlintModel
+from radglint.quantize import quantize_in_place
+from radglint.scope import OUTSIDE
+from radglint.simulation.entailment import holds_for
+from radglint.simulation.sentences import BANK, HELD_OUT, Fact
+from radglint.train import score_cases
+
+PRIOR = 0.25  # assumed share of images with a finding when it is asked for
+MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
+SCOPE_THRESHOLD = 0.5
+MORE_PROMPTS = {
+    "mass": ("cancer", "adenocarcinoma", "carcinoma", "malignancy", "metastasis"),
+    "consolidation": ("opacity", "opacities", "covid-19 pneumonia", "bronchopneumonia", "air bronchogram"),
+    "pleural effusion": ("fluid", "pleural fluid at the base", "hemothorax", "water around the lung"),
+    "interstitial pattern": ("pulmonary edema", "pulmonary oedema", "thickened septa", "honeycombing"),
+    "ground-glass opacity": ("crazy paving",),
+    "nodule": ("coin lesion", "small round lesion", "pulmonary nodules"),
+}
+OUTSIDE_PROMPTS = (
+    "pericardial effusion", "joint effusion", "knee effusion", "middle ear effusion", "ascites", "pulmonary embolism",
+    "femur fracture", "hip fracture", "wrist fracture", "fracture of the hand", "skull fracture", "humerus fracture",
+    "vertebral compression fracture", "clavicle fracture", "ankle fracture", "brain tumor", "brain hemorrhage", "stroke",
+    "subdural hematoma", "meningioma", "breast cancer", "breast mass", "liver lesion", "liver mass", "hepatic cyst",
+    "kidney stone", "renal mass", "renal cyst", "adrenal nodule", "thyroid nodule", "thyroid cancer", "pancreatic mass",
+    "ovarian cyst", "uterine fibroid", "prostate cancer", "pelvic mass", "bladder tumor", "colon cancer", "gastric cancer",
+    "appendicitis", "bowel obstruction", "gallstones", "cholecystitis", "spleen", "enlarged spleen", "liver", "kidney",
+    "stomach", "heart", "aorta", "ventricle", "left ventricle", "right atrium", "lung", "rib", "spine", "trachea", "diaphragm",
+    "aortic aneurysm", "aortic dissection", "coronary calcification", "valve calcification", "lymph node",
+    "lymphadenopathy", "mediastinal lymph nodes", "scoliosis", "degenerative spine", "osteoporosis", "arthritis",
+    "meniscus tear", "disc herniation", "inguinal hernia", "hip replacement", "nasogastric tube", "feeding tube",
+    "urinary catheter", "bladder catheter", "stent", "surgical clips", "sternal wires", "pregnancy", "fetus", "tooth",
+    "asthma", "bronchitis", "bronchiectasis", "tuberculosis", "cavity", "cyst", "free air under the diaphragm",
+    "normal", "normal chest", "clear lungs", "normal heart size", "healthy", "no abnormality", "image quality",
+    "what is the weather today", "hello", "how are you", "dog", "cat", "car", "banana", "tree", "house", "person",
+)  # fmt: skip
+
+
+def prompt_bank() -> dict[str, list[str]]:
+    """Known phrases per concept, and what looks alike but is outside."""
+    plain = {c: [*BANK[c], *(h.removeprefix("~") for h in HELD_OUT.get(c, ())), *MORE_PROMPTS.get(c, ())] for c in BANK}
+    return {c: list(dict.fromkeys(p)) for c, p in plain.items()} | {OUTSIDE: list(OUTSIDE_PROMPTS)}
+
+
+def logistic(values: np.ndarray, labels: np.ndarray, prior: float) -> LogisticMap:
+    """Platt scaling at an assumed prior, with a slope that is never negative."""
+    share = labels.mean()
+    weight = np.where(labels, prior / share, (1 - prior) / (1 - share))
+    fit = LogisticRegression(C=10.0).fit(values[:, None], labels, sample_weight=weight)
+    return LogisticMap(slope=max(float(fit.coef_[0, 0]), 1e-3), bias=float(fit.intercept_[0]))
+
+
+def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray]) -> LogisticMap:
+    """Shift the gate logit so that one half is the threshold with the best mean Dice on held-out findings."""
+    cuts = np.linspace(-9, 3, 49)
+    rows = []
+    for values, cover in zip(logits, truth, strict=True):
+        marked = values[None] >= cuts[:, None]
+        rows.append(2 * (marked * cover).sum(1) / (marked.sum(1) + cover.sum() + 1e-9))
+    return LogisticMap(slope=1.0, bias=-float(cuts[int(np.mean(rows, axis=0).argmax())]))
+
+
+def calibrate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder) -> ModalityCalibration:
+    """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
+    presence, pixels, pooled = {}, {}, []
+    for concept in BANK:
+        verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+        simulated = [k for k in np.flatnonzero(verdicts == "holds") if cases[k].coverage is not None]
+        if len(simulated) < MIN_POSITIVES:
+            continue
+        known = verdicts != "unknown"
+        with torch.inference_mode():
+            texts = text.embed(list(BANK[concept]))
+        scores, logits = score_cases(branch, cases, grid, texts)
+        labels = np.tile((verdicts == "holds")[known], len(texts))
+        values = scores[:, known].numpy().ravel()
+        presence[concept] = logistic(values, labels, PRIOR)
+        pooled.append((values, labels))
+        truth = [coverage_of(cases[k], concept) for k in simulated]
+        pixels[concept] = best_pixel_map(logits[:, simulated].float().mean(dim=0).numpy(), truth)
+    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]), PRIOR)
+    mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
+    return ModalityCalibration(presence=presence, presence_default=default, pixel=mean, pixel_by_concept=pixels)
+
+
+def coverage_of(case: Case, concept: str) -> np.ndarray:
+    """Share of each token inside any finding of a concept."""
+    rows = [k for k, fact in enumerate(case.facts) if fact.concept == concept]
+    return case.coverage[rows].float().amax(dim=0).numpy()
+
+
+def build(trunk: Path, text: Path, fits: dict[str, Path]) -> GlintModel:
+    """The whole model with its trained and frozen weights."""
+    config = GlintConfig(
+        name="nano",
+        image_backbone=AutoConfig.from_pretrained(trunk).to_diff_dict(),
+        text_backbone=AutoConfig.from_pretrained(text).to_diff_dict(),
+        max_text_tokens=64,
+        train_text=False,
+        branches=BRANCHES,
+    )
+    model = GlintModel(config, Tokenizer.from_file(str(text / "tokenizer.json"))).eval()
+    model.trunk.backbone.load_state_dict(quantize_in_place(load_backbone(trunk)).state_dict(), strict=True)
+    model.text.backbone.load_state_dict(quantize_in_place(load_backbone(text)).state_dict(), strict=True)
+    for modality, folder in fits.items():
+        model.branches[modality].load_state_dict(load_file(folder / "branch.safetensors"), strict=True)
+        model.branches[modality].bfloat16().float()
+    return model
+
+
+def main() -> None:
+    """Assemble, calibrate, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("trunk", "text", "fit_cxr", "cxr", "fit_ct", "ct", "out"):
+        parser.add_argument(name, type=Path)
+    args = parser.parse_args()
+    model = build(args.trunk, args.text, {"CXR": args.fit_cxr, "CT": args.fit_ct})
+    text = text_tower(args.text)
+    folders = {"CXR": args.cxr, "CT": args.ct}
+    maps = {m: calibrate(model.branches[m], load_cases(f, "val"), GRIDS[m], text) for m, f in folders.items()}
+    calibration = Calibration(
+        modalities=maps,
+        scope_threshold=SCOPE_THRESHOLD,
+        origin=f"simulated findings in held-out patients (NIH ChestX-ray14, LIDC-IDRI-0314), assumed prior {PRIOR}",
+    )
+    provenance = json.loads((Path(__file__).parent / "nano_provenance.json").read_text())
+    card = Path(__file__).parents[1] / "MODEL_CARD.md"
+    save_checkpoint(
+        args.out, model, prompts=prompt_bank(), calibration=calibration, provenance=provenance,
+        quantize="int8_trunk", card=card.read_text() if card.exists() else None,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A 3D mask as NIfTI in the geometry of the image it lies on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from radglint.geometry import shear_deg
+from radglint.image import MedicalImage
+
+# Above this angle between two axes and a right angle a qform cannot hold the grid.
+MAX_QFORM_SHEAR_DEG = 1e-3
+
+_GEOMETRY_FIELDS = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
+    """A 3D mask as a nibabel image in the geometry of its source.
+
+    Args:
+        mask: bool, `depth height width`.
+        image: the CT; its `source_header`, if it fits, gives qform, sform and their codes unchanged.
+
+    Returns:
+        `nibabel.Nifti1Image` (or `Nifti2Image` for a NIfTI-2 source), uint8, in mm. Nothing else of the source header,
+        such as a description that could name the patient, is taken over.
+    """
+    data = mask.transpose(2, 1, 0).view(np.uint8)
+    affine = np.asarray(image.nifti_affine)
+    source = image.source_header
+    if isinstance(source, nib.Nifti1Header) and np.allclose(
+        np.asarray(source.get_best_affine()), affine, rtol=1e-5, atol=1e-4
+    ):
+        kind = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        header = kind.header_class()
+        header.set_data_shape(data.shape)
+        for name in _GEOMETRY_FIELDS:
+            header[name] = source[name]
+        header["pixdim"][:4] = source["pixdim"][:4]
+        nifti = kind(data, None, header=header)
+    else:
+        nifti = nib.Nifti1Image(data, affine)
+        nifti.set_sform(affine, code=1)
+        sheared = shear_deg(affine) > MAX_QFORM_SHEAR_DEG
+        nifti.set_qform(affine, code=0 if sheared else 1, strip_shears=True, update_affine=False)
+    nifti.set_data_dtype(np.uint8)
+    nifti.header.set_xyzt_units("mm")
+    nifti.header["descrip"] = b"radglint mask"
+    return nifti

@@ -37,7 +37,8 @@ def phantom(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     volume[truth > 0] = -860
     rng = np.random.default_rng(seed)
     for _ in range(60):
-        k, row, column = rng.integers(8, 48), rng.integers(35, 85), rng.choice([rng.integers(35, 62), rng.integers(98, 124)])
+        k, row = rng.integers(8, 48), rng.integers(35, 85)
+        column = rng.choice([rng.integers(35, 62), rng.integers(98, 124)])
         volume[k - 1 : k + 2, row : row + 2, column : column + 2] = 0
     volume[30:, 56:63, 77:84] = -990
     return (volume + rng.normal(0, 10, shape)).astype(np.float32), truth
@@ -66,7 +67,8 @@ def test_anatomy_finds_lungs_by_side_and_the_trachea(base: CtBase) -> None:
 
 
 def test_zone_of_height_cuts_at_the_thirds() -> None:
-    assert [zone_of_height(h) for h in (-0.1, 0.33, 0.34, 0.66, 0.67, 1.2)] == ["lower"] * 2 + ["mid"] * 2 + ["upper"] * 2
+    zones = [zone_of_height(h) for h in (-0.1, 0.33, 0.34, 0.66, 0.67, 1.2)]
+    assert zones == ["lower", "lower", "mid", "mid", "upper", "upper"]
 
 
 def test_anatomy_refuses_a_volume_without_chest() -> None:

@@ -35,15 +35,21 @@ class Case:
 
 
 def save_cases(path: Path, cases: Sequence[Case]) -> None:
-    """Write a shard `<path>.safetensors` and `<path>.json`, each complete or not there at all."""
+    """Write a shard `<path>.safetensors` and `<path>.json`; what fails leaves no half shard that could be read."""
     tensors = {f"{k}.tokens": case.tokens.contiguous() for k, case in enumerate(cases)}
     tensors |= {f"{k}.coverage": c.coverage.contiguous() for k, c in enumerate(cases) if c.coverage is not None}
     rows = [{"facts": [asdict(f) for f in c.facts], "group": c.group, "real": c.real} for c in cases]
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path.with_suffix(".safetensors"))
-    path.with_suffix(".tmp").write_text(json.dumps(rows))
-    os.replace(path.with_suffix(".tmp"), path.with_suffix(".json"))
+    index, staged = path.with_suffix(".json"), [path.with_suffix(s) for s in (".safetensors.tmp", ".json.tmp")]
+    try:
+        save_file(tensors, staged[0])
+        staged[1].write_text(json.dumps(rows))
+        index.unlink(missing_ok=True)  # without its index a shard is not read: old and new are never mixed
+        os.replace(staged[0], path.with_suffix(".safetensors"))
+        os.replace(staged[1], index)
+    finally:
+        for leftover in staged:
+            leftover.unlink(missing_ok=True)
 
 
 def load_cases(folder: Path, prefix: str) -> list[Case]:

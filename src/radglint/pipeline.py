@@ -211,7 +211,7 @@ class GlintAnswerer:
                     probability=probability(score, maps.presence.get(concept, maps.presence_default)),
                     threshold=threshold, in_scope=in_scope, image=encoded.image, record=encoded.record,
                     token_logits=tokens.reshape(encoded.record.grid_shape).float().cpu().numpy(),
-                    note="" if in_scope else self._scope_note(query.phrase, encoded.image.modality),
+                    note=query.note if in_scope else self._scope_note(query.phrase, encoded.image.modality),
                 )
             )  # fmt: skip
         return findings

@@ -257,8 +257,20 @@ def _preprocess_cxr(image: MedicalImage, config: CxrPreprocess) -> Preprocessed:
     return Preprocessed(resized[0].clamp(0.0, 1.0).numpy(), PreprocessRecord(image.shape, grid, matrix, steps))
 
 
+def _facing_as_canvas(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same volume as a view whose axes run up, back and left, so that subsampling does not depend on its order."""
+    affine = affine.copy()
+    for axis, world in enumerate(closest_world_axes(affine)):
+        if (affine[world, axis] > 0) != (world == 2):
+            affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+            affine[:3, axis] *= -1
+            array = np.flip(array, axis)
+    return array, affine
+
+
 def _body_centre_mm(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """World x and y of the middle of the body: the largest piece above -500 HU once thin things (table) are cut off."""
+    array, affine = _facing_as_canvas(array, affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     stride = np.maximum(1, np.round(BODY_SAMPLE_MM / spacing)).astype(int)
     tissue = array[:: stride[0], :: stride[1], :: stride[2]] > BODY_HU

@@ -137,7 +137,7 @@ def _read_files(files: list[Path], name: Path, series: str | None) -> MedicalIma
     kinds = {file: _kind_or_none(file) for file in files}
     dicoms = [file for file in files if kinds[file] == "dicom"]
     if dicoms:
-        return _read_dicom(dicoms, name, series)
+        return _read_dicom(dicoms, name, series, beside=files)
     images = [file for file in files if kinds[file] in ("nifti", "raster")]
     if len(images) == 1 and series is not None:
         raise ImageError(f"{name}: holds {images[0].name}, which has no series; leave out series {series!r}")
@@ -165,8 +165,14 @@ def _names(files: list[Path]) -> str:
     return ", ".join(file.name for file in files[:5]) + more
 
 
-def _read_dicom(files: list[Path], name: Path, series: str | None) -> MedicalImage:
-    """CT if there is any, else the one radiograph."""
+def _read_dicom(
+    files: list[Path], name: Path, series: str | None, beside: list[Path] | None = None
+) -> MedicalImage:
+    """CT if there is any, else the one radiograph.
+
+    A CT gets `beside`, all files of its folder: a slice so damaged that it no longer looks like DICOM must be named,
+    not closed over as a gap.
+    """
     from radglint.dicom import RADIOGRAPH_MODALITIES, read_dicom_radiograph
     from radglint.dicom_file import number, open_dicom, text
     from radglint.dicom_series import read_dicom_ct
@@ -177,7 +183,7 @@ def _read_dicom(files: list[Path], name: Path, series: str | None) -> MedicalIma
     if len(slices) == 1 and (number(headers[slices[0]], "NumberOfFrames", slices[0]) or 1) <= 1:
         raise ImageError(f"{name}: one CT slice, a CT needs its whole series; give the folder that holds all slices")
     if slices or series is not None:
-        return dataclasses.replace(read_dicom_ct(slices or files, name=str(name), series=series), path=str(name))
+        return dataclasses.replace(read_dicom_ct(beside or slices or files, name=str(name), series=series), path=str(name))
     if len(files) == 1:
         return dataclasses.replace(read_dicom_radiograph(files[0]), path=str(name))
     radiographs = [file for file in files if modality[file] in RADIOGRAPH_MODALITIES]

@@ -24,6 +24,9 @@ from radglint.model import GlintBranch
 from radglint.simulation.entailment import holds_for, spoken
 from radglint.simulation.sentences import Fact, write
 
+NOT_IN_LABELS = frozenset(
+    {"pacemaker", "central line", "endotracheal tube", "chest tube", "calcified nodule", "ground-glass opacity", "rib fracture"}
+)  # the labels of a real image say nothing of these, so they are neither positive nor negative there
 Embed = Callable[[Sequence[str]], torch.Tensor]
 
 
@@ -53,7 +56,7 @@ class SentencePool:
         texts = sorted({text for options in written.values() for text in options})
         row = {text: k for k, text in enumerate(texts)}
         self.embeddings = embed(texts)
-        self.options = {fact: [(row[t], spoken(fact, t)) for t in set(texts)] for fact, texts in written.items()}
+        self.options = {fact: [(row[t], spoken(fact, t)) for t in sorted(set(texts))] for fact, texts in written.items()}
 
     def draw(self, cases: Sequence[Case], per_fact: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Fact]]:
         """Distinct sentences for a batch: `texts embed` and what each one says."""
@@ -72,7 +75,10 @@ def label_pairs(statements: Sequence[Fact], cases: Sequence[Case]) -> tuple[torc
     Returns:
         positives and negatives, both `texts batch` bool; a pair in neither is undecided and stays out of the loss.
     """
-    verdicts = [[holds_for(statement, case.facts) for case in cases] for statement in statements]
+    verdicts = [
+        ["unknown" if case.real and s.concept in NOT_IN_LABELS else holds_for(s, case.facts) for case in cases]
+        for s in statements
+    ]
     positives = torch.tensor([[v == "holds" for v in row] for row in verdicts])
     return positives, torch.tensor([[v == "fails" for v in row] for row in verdicts])
 
@@ -95,7 +101,8 @@ def branch_loss(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gated = branch(tokens, grid, texts)
     align = multi_positive_info_nce(gated.scores, positives, branch.logit_scale.exp(), negatives=negatives)
-    sparsity = gate_sparsity_loss(gated.gate, positives, config.sparsity)
+    kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
+    sparsity = gate_sparsity_loss(gated.gate, kept, config.sparsity)
     mass = gated.gate.detach().sum(dim=-1)
     log = {"align": float(align.detach()), "sparsity": float(sparsity.detach()), "mass_pos": float(mass[positives].mean()),
            "mass_neg": float(mass[negatives].mean()), "scale": float(branch.logit_scale.detach().exp())}  # fmt: skip

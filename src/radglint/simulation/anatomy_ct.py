@@ -76,7 +76,9 @@ def find_anatomy(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) 
     return ChestAnatomy(_refine(labels, stride, volume_hu.shape[1:]), spacing_mm, *extent)
 
 
-def _coarse_labels(smooth: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[np.ndarray, tuple[float, float]]:
+def _coarse_labels(
+    smooth: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, tuple[float, float]]:
     """Label a volume of about 2 mm pixels; also the lung extent."""
     body = body_mask(smooth, spacing_mm)
     air = (smooth < _AIR_HU) & body
@@ -117,6 +119,13 @@ def _lerp(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
     return array.take(low, axis) * (1 - weight) + array.take(high, axis) * weight
 
 
+def _label(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Connected components and their count, with the types spelled out."""
+    components = np.zeros(mask.shape, np.int32)
+    count = ndimage.label(mask, output=components)
+    return components, int(count)  # type: ignore[arg-type]
+
+
 def _disk(radius_px: float) -> np.ndarray:
     reach = int(np.ceil(radius_px))
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -135,7 +144,7 @@ def body_mask(smooth: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.
     """
     solid = smooth > -350
     opened = np.stack([ndimage.binary_opening(s, _disk(5 / spacing_mm[1])) for s in solid])
-    components, count = ndimage.label(opened)
+    components, count = _label(opened)
     if count == 0:
         raise ImageError("the CT shows no body: expected HU values of a chest, air about -1000 and soft tissue about 0")
     sizes = np.bincount(components.ravel())
@@ -148,7 +157,7 @@ def _fill_slice(mask: np.ndarray, radius_px: float) -> np.ndarray:
     """Close and fill one slice; the border is padded so that arms cut by the field of view do no harm."""
     pad = int(radius_px) + 1
     closed = ndimage.binary_closing(np.pad(mask, pad), _disk(radius_px))
-    return ndimage.binary_fill_holes(closed)[pad:-pad, pad:-pad]
+    return np.asarray(ndimage.binary_fill_holes(closed), bool)[pad:-pad, pad:-pad]
 
 
 def _track_airways(
@@ -162,9 +171,9 @@ def _track_airways(
     tracked = np.zeros_like(air)
     previous: np.ndarray | None = None
     for index in range(air.shape[0] - 1, -1, -1):
-        components, _ = ndimage.label(dark[index])
+        components, _ = _label(dark[index])
         area = np.bincount(components.ravel()) * pixel_mm2
-        keep = _continuing(components, area, previous, middle, spacing_mm)
+        keep = _continuing(components, area, previous, float(middle), spacing_mm)
         lumen = np.isin(components, keep)
         previous = lumen if keep else previous
         tracked[index] = ndimage.binary_dilation(lumen, _disk(2.5 / spacing_mm[1])) & body[index]
@@ -197,7 +206,7 @@ def _split_lungs(air: np.ndarray, spacing_mm: tuple[float, float, float]) -> tup
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     for radius_mm in (0.0, 1.5, 3.0, 4.5, 6.0, 9.0):
         core = _erode(air, radius_mm, spacing_mm)
-        components, count = ndimage.label(core)
+        components, count = _label(core)
         sizes = np.bincount(components.ravel(), minlength=count + 1) * voxel_ml
         sizes[0] = 0
         big = np.argsort(sizes)[::-1][:2]
@@ -230,7 +239,7 @@ def _nearest_of(
 
 def _close_lung(lung: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Take vessels and small airways into the lung, slice by slice; drop specks."""
-    components, _ = ndimage.label(lung)
+    components, _ = _label(lung)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     kept = lung & np.isin(components, np.nonzero(sizes > 0.02 * max(sizes.sum(), 1))[0])
@@ -267,7 +276,7 @@ def _heart_mask(
         rows = slice(int(front), int(back))
         part = (smooth[index, rows, from_column:to_column] > -30) & (labels[index, rows, from_column:to_column] == BODY)
         wanted[index, rows, from_column:to_column] = ndimage.binary_opening(part, _disk(13 / spacing_mm[1]))
-    components, count = ndimage.label(wanted)
+    components, count = _label(wanted)
     if count == 0:
         return wanted
     sizes = np.bincount(components.ravel())

@@ -16,7 +16,15 @@ from scipy import ndimage
 from torch.nn import functional
 
 from radglint.errors import InputError
-from radglint.simulation.anatomy_ct import BODY, HEART, LEFT_LUNG, RIGHT_LUNG, ChestAnatomy, find_anatomy, zone_of_height
+from radglint.simulation.anatomy_ct import (
+    BODY,
+    HEART,
+    LEFT_LUNG,
+    RIGHT_LUNG,
+    ChestAnatomy,
+    find_anatomy,
+    zone_of_height,
+)
 from radglint.simulation.ct_pleura import PAINTERS
 from radglint.simulation.ct_scene import NoiseModel, Scene, Spacing, measure_noise
 from radglint.simulation.sentences import Fact
@@ -26,7 +34,8 @@ CT_CONCEPTS: tuple[str, ...] = tuple(PAINTERS)
 
 CONCEPT_WEIGHTS: dict[str, float] = {
     "nodule": 0.24, "mass": 0.13, "calcified nodule": 0.04, "consolidation": 0.13, "ground-glass opacity": 0.1,
-    "pleural effusion": 0.12, "pneumothorax": 0.08, "atelectasis": 0.07, "emphysema": 0.05, "interstitial pattern": 0.04,
+    "pleural effusion": 0.12, "pneumothorax": 0.08, "atelectasis": 0.07, "emphysema": 0.05,
+    "interstitial pattern": 0.04,
 }  # fmt: skip
 """How often `make_slab` draws each concept."""
 

@@ -62,7 +62,14 @@ def canonical_volume(
     scale = np.array([step_mm, 1.0, 1.0]) / spacing
     centre = [(n - 1) / 2 - (m - 1) / 2 * s for n, m, s in zip(volume.shape[1:], shape_px, scale[1:], strict=True)]
     grid = ndimage.affine_transform(
-        volume, scale, [0, *centre], (count, *shape_px), np.float32, order=1, mode="constant", cval=-1024
+        volume,
+        scale,
+        [0, *centre],  # type: ignore[arg-type]
+        (count, *shape_px),
+        np.float32,
+        order=1,
+        mode="constant",
+        cval=-1024,
     )
     corners = np.array([[d, h, w, 1] for d in (0, 1) for h in (0, 1) for w in (0, 1)], float)
     corners[:, :3] *= np.array(image.shape) - 1

@@ -211,7 +211,8 @@ def paint_consolidation(scene: Scene, fact: Fact) -> np.ndarray | None:
     if mask.sum() * np.prod(scene.spacing_mm) < 1500:
         return None
     density = np.clip(rng.uniform(0.88, 1.0) + 0.05 * scene.field(9), 0.78, 1)
-    halo = rng.uniform(0.15, 0.45) * soft_step(region + 0.18 + 0.1 * scene.field(7), 0.22) * scene.room(fact.side or "bilateral")
+    halo = rng.uniform(0.15, 0.45) * soft_step(region + 0.18 + 0.1 * scene.field(7), 0.22)
+    halo = halo * scene.room(fact.side or "bilateral")
     share = np.maximum(share * density, halo)
     scene.fill(share * (1 - rng.uniform(0.5, 0.85) * _bronchi(scene, fact, mask)), rng.uniform(5, 65))
     return mask

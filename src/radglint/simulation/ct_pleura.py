@@ -88,7 +88,8 @@ def paint_effusion(scene: Scene, fact: Fact) -> np.ndarray | None:
         if depth > 30:
             inside = np.minimum(inside, _horizontal(scene, side, depth * falls * rng.uniform(0.9, 1.1)))
         room = scene.room(side)
-        collapse = soft_step(inside + rng.uniform(1, 6) + 0.08 * depth + 2.5 * scene.field(12), 6) * np.float32(rng.uniform(0.3, 0.9))
+        collapse = soft_step(inside + rng.uniform(1, 6) + 0.08 * depth + 2.5 * scene.field(12), 6)
+        collapse = collapse * np.float32(rng.uniform(0.3, 0.9))
         if depth > 14:
             scene.fill(collapse * room, rng.uniform(30, 90))
         share = soft_step(inside, _edge_mm(scene)) * room
@@ -98,7 +99,7 @@ def paint_effusion(scene: Scene, fact: Fact) -> np.ndarray | None:
 
 
 def _horizontal(scene: Scene, side: str, depth_mm: np.ndarray) -> np.ndarray:
-    """Signed depth below a fluid level of at most `depth_mm` above the lowest point of the lung, rising at the wall."""
+    """Signed depth below a fluid level `depth_mm` above the lung's lowest point, rising at the wall."""
     surface = _surface_mm(scene, side, back=True)
     lowest = np.where(surface < 9_000, surface, -1).max(axis=1)[:, None, None]
     rows = (np.arange(scene.hu.shape[1], dtype=np.float32) * np.float32(scene.spacing_mm[1]))[None, :, None]
@@ -175,7 +176,8 @@ def _plates(scene: Scene, fact: Fact) -> np.ndarray | None:
 def _edge_nearness(scene: Scene, side: str, reach_mm: float) -> np.ndarray:
     """About 1 at the lung's surface, 0 deeper than `reach_mm`."""
     size = int(2 * reach_mm / scene.spacing_mm[1]) | 1
-    inner = ndimage.uniform_filter(scene.lung(side).astype(np.float32), (1, size, size), mode="nearest")
+    lung = scene.lung(side).astype(np.float32)
+    inner = ndimage.uniform_filter(lung, (1, size, size), mode="nearest")  # type: ignore[arg-type]
     return np.clip(2 - 2 * inner, 0, 1)
 
 

@@ -58,7 +58,7 @@ class Scene:
         """The lung and the partial-volume voxels at its border: what a finding of this side may change."""
         if side not in self._rooms:
             lung = self.lung(side)
-            rim = ndimage.binary_dilation(lung, np.ones((1, 5, 5), bool)) & (self.hu < -150)
+            rim = np.asarray(ndimage.binary_dilation(lung, np.ones((1, 5, 5), bool)), bool) & (self.hu < -150)
             self._rooms[side] = (lung | rim) & (self.labels != SIDE_LABELS.get(_OTHER.get(side, ""), 255))
         return self._rooms[side]
 
@@ -80,7 +80,7 @@ class Scene:
     def field(
         self, scale_mm: float, scale_z_mm: float | None = None, shape: tuple[int, ...] | None = None
     ) -> np.ndarray:
-        """Smooth random field of unit variance, float32, with bumps of about `scale_mm`; `shape` of a part, if given."""
+        """Smooth random field of unit variance, float32, bumps of about `scale_mm`; `shape` of a part, if given."""
         size = shape or self.hu.shape
         scales = (scale_z_mm or scale_mm, scale_mm, scale_mm)
         knots = [s * n / scale * 3 + 7 for n, s, scale in zip(size, self.spacing_mm, scales, strict=True)]
@@ -137,9 +137,9 @@ def measure_noise(volume_hu: np.ndarray, soft_tissue: np.ndarray) -> NoiseModel:
     """
     picks = np.linspace(0, len(volume_hu) - 1, min(12, len(volume_hu))).astype(int)
     volume = volume_hu[picks].astype(np.float32)
-    smooth = ndimage.gaussian_filter(volume, (0, 3, 3))
+    smooth = np.asarray(ndimage.gaussian_filter(volume, (0, 3, 3)))
     flat = soft_tissue[picks] & (smooth > -20) & (smooth < 100)
-    flat = ndimage.binary_erosion(flat, np.ones((1, 9, 9), bool))
+    flat = np.asarray(ndimage.binary_erosion(flat, np.ones((1, 9, 9), bool)), bool)
     residue = volume - smooth
     if flat.sum() < 500:
         return NoiseModel()

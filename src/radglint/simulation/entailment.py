@@ -15,7 +15,7 @@ from radglint.simulation.sentences import Fact
 
 Verdict = Literal["holds", "fails", "unknown"]
 
-_SIDE_WORDS = {"left": ("left",), "right": ("right",), "bilateral": ("bilateral", "both")}
+_SIDE_WORDS = {"left": ("left",), "right": ("right",), "bilateral": ("bilateral", "bilaterally", "both")}
 _ZONE_WORDS = {
     "upper": ("upper", "apex", "apices", "apical"),
     "mid": ("mid", "middle"),

@@ -1,0 +1,252 @@
+"""Training a branch on cached tokens: labels, schedule, loss, and that it learns to score and to point."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from radglint.cases import Case
+from radglint.encoders.mixer import MixerConfig
+from radglint.gate import GateConfig
+from radglint.model import BranchConfig, GlintBranch
+from radglint.preprocess import CxrPreprocess
+from radglint.simulation import sentences
+from radglint.simulation.entailment import holds_for
+from radglint.simulation.sentences import CONCEPTS, Fact
+from radglint.train import (
+    NOT_IN_LABELS,
+    FitConfig,
+    SentencePool,
+    branch_loss,
+    fit_branch,
+    label_pairs,
+    learning_rate_factor,
+    score_cases,
+)
+
+GRID, EMBED, TEXT = (4, 5), 12, 8
+AIR, HEART = Fact("pneumothorax"), Fact("cardiomegaly")
+CONFIG = BranchConfig(
+    preprocess=CxrPreprocess(), mixer=MixerConfig(width=16, num_layers=1, num_heads=2, dropout=0.0),
+    gate=GateConfig(joint_dim=16, gate_dim=8), text_hidden=16,
+)  # fmt: skip
+
+
+def tiny_branch(seed: int = 0) -> GlintBranch:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GlintBranch(EMBED, TEXT, CONFIG)
+
+
+def embed(texts: Sequence[str]) -> torch.Tensor:
+    """A text tower that knows which concept a sentence names, and adds a little of its wording."""
+    rows = []
+    for text in texts:
+        named = [c for c in CONCEPTS for n in sentences._NAMES[c] if n.removeprefix("~").lower() in text.lower()]
+        vector = np.random.default_rng(zlib.crc32(text.encode())).normal(0, 0.1, TEXT)
+        vector[CONCEPTS.index(max(named, key=named.count)) % TEXT] += 1.0
+        rows.append(vector / np.linalg.norm(vector))
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def planted(count: int, seed: int) -> list[Case]:
+    """Noise tokens; pneumothorax and cardiomegaly add a direction each at two random tokens (kept as coverage)."""
+    rng = np.random.default_rng(seed)
+    directions = np.random.default_rng(99).normal(0, 1.6, (2, EMBED))
+    cases = []
+    for k in range(count):
+        facts = [fact for fact, there in zip((AIR, HEART), (k & 1, k & 2), strict=True) if there]
+        tokens, coverage = rng.normal(0, 1, (20, EMBED)), np.zeros((len(facts), 20))
+        for row, fact in enumerate(facts):
+            place = rng.choice(20, 2, replace=False)
+            tokens[place] += 2 * directions[(AIR, HEART).index(fact)]
+            coverage[row, place] = 1
+        cases.append(
+            Case(torch.tensor(tokens[None]).bfloat16(), tuple(facts), torch.tensor(coverage).half(), f"patient-{k}")
+        )
+    return cases
+
+
+def auroc(positive: torch.Tensor, negative: torch.Tensor) -> float:
+    """Share of pairs in which the positive scores higher."""
+    difference = positive[:, None] - negative[None]
+    return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
+
+
+def test_a_tiny_branch_learns_to_score_and_to_point_without_masks() -> None:
+    branch = tiny_branch()
+    train = [replace(case, coverage=None) for case in planted(96, seed=0)]
+    config = FitConfig(steps=160, batch=32, learning_rate=6e-3, warmup_steps=10, sentences_per_fact=1)
+    history = fit_branch(branch, train, GRID, embed, config)
+    assert history[-1]["align"] < 0.5 * history[0]["align"]
+    assert history[-1]["mass_neg"] < history[-1]["mass_pos"]
+    unseen = planted(120, seed=1)
+    scores, logits = score_cases(branch, unseen, GRID, embed(["Pneumothorax.", "There is cardiomegaly."]))
+    for row, fact in enumerate((AIR, HEART)):
+        there = torch.tensor([fact in case.facts for case in unseen])
+        assert auroc(scores[row][there], scores[row][~there]) > 0.9
+        hits = [
+            float(case.coverage[case.facts.index(fact), logits[row, k].float().argmax()])  # type: ignore[index]
+            for k, case in enumerate(unseen)
+            if fact in case.facts
+        ]
+        assert np.mean(hits) > 0.8  # by chance 0.1
+
+
+def test_the_same_seed_gives_the_same_branch() -> None:
+    cases = planted(16, seed=3)
+
+    def run(seed: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        branch = tiny_branch()
+        history = fit_branch(branch, cases, GRID, embed, FitConfig(steps=4, batch=8, warmup_steps=1, seed=seed))
+        weights = torch.cat([p.detach().flatten() for p in branch.parameters()])
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in history], weights
+
+    (first, weights), (again, same), (_, other) = run(7), run(7), run(8)
+    assert first == again
+    assert torch.equal(weights, same)
+    assert not torch.equal(weights, other)
+    assert not torch.equal(weights, torch.cat([p.detach().flatten() for p in tiny_branch().parameters()]))
+
+
+def test_sentences_are_drawn_by_the_seed_alone() -> None:
+    """Not by the order of a set of strings, which differs from process to process."""
+    cases = [Case(torch.zeros(1, 1, 1), (Fact("nodule", side, zone, "small"),)) for side in ("left", "right") for zone in ("upper", "lower")]  # noqa: E501 # fmt: skip
+    pool = SentencePool(cases, embed, variants=12, seed=1)
+    for options in pool.options.values():
+        rows = [row for row, _ in options]
+        assert len(rows) > 5
+        assert rows == sorted(set(rows))
+
+
+def test_a_drawn_sentence_holds_for_the_case_it_was_drawn_for() -> None:
+    cases = [
+        Case(torch.zeros(1, 1, 1), (Fact("pneumothorax", "left", "upper", "small"),)),
+        Case(torch.zeros(1, 1, 1), (Fact("pleural effusion", "bilateral"), Fact("cardiomegaly", size="large"))),
+        Case(torch.zeros(1, 1, 1), ()),
+    ]
+    pool = SentencePool(cases, embed, variants=12, seed=0)
+    texts, statements = pool.draw(cases, 2, np.random.default_rng(0))
+    assert texts.shape == (6, TEXT)
+    assert len(statements) == 6
+    positives, negatives = label_pairs(statements, cases)
+    for k, case in enumerate(cases):
+        assert int(positives[:, k].sum()) == 2 * len(case.facts)
+    assert not positives[:, 2].any()
+    assert negatives[:, 2].all()
+    for text, statement in zip(texts, statements, strict=True):
+        row = int((pool.embeddings - text).abs().sum(dim=1).argmin())
+        assert torch.equal(pool.embeddings[row], text)
+        assert (row, statement) in [option for options in pool.options.values() for option in options]
+
+
+_FACTS = st.builds(
+    Fact, st.sampled_from(["nodule", "mass", "rib fracture", "pleural effusion"]), st.sampled_from([None, "left", "right"])
+)
+
+
+@given(
+    st.lists(_FACTS, min_size=1, max_size=4),
+    st.lists(st.tuples(st.lists(_FACTS, max_size=3), st.booleans()), min_size=1, max_size=4),
+)
+def test_label_pairs_equal_their_naive_form(statements: list[Fact], images: list[tuple[list[Fact], bool]]) -> None:
+    cases = [Case(torch.zeros(1), tuple(facts), real=real) for facts, real in images]
+    positives, negatives = label_pairs(statements, cases)
+    assert positives.dtype == negatives.dtype == torch.bool
+    assert positives.shape == negatives.shape == (len(statements), len(cases))
+    for t, statement in enumerate(statements):
+        for b, case in enumerate(cases):
+            verdict = holds_for(statement, case.facts)
+            if case.real and statement.concept in NOT_IN_LABELS:
+                verdict = "unknown"
+            assert bool(positives[t, b]) == (verdict == "holds")
+            assert bool(negatives[t, b]) == (verdict == "fails")
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    config = FitConfig(steps=100, warmup_steps=20)
+    factors = [learning_rate_factor(step, config) for step in range(101)]
+    assert factors[0] == 1 / 20
+    assert factors[19] == factors[20] == 1.0
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0, abs=1e-12)
+    assert factors[:21] == sorted(factors[:21])
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert all(f == pytest.approx(0.5 + 0.5 * math.cos(math.pi * (s - 20) / 80)) for s, f in enumerate(factors) if s >= 20)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (5, 5), (3, 10)])
+def test_learning_rate_of_short_runs_stays_in_range(steps: int, warmup: int) -> None:
+    config = FitConfig(steps=steps, warmup_steps=warmup)
+    assert all(0 <= learning_rate_factor(step, config) <= 1 for step in range(steps + 2))
+    assert learning_rate_factor(0, config) > 0
+
+
+@pytest.mark.parametrize("sparsity", ["none", "budget", "negatives", "binarise"])
+def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any) -> None:
+    """The image of a mass says nothing about "nodule": its tokens change neither loss nor gradient."""
+    cases = planted(3, seed=5)
+    images = [replace(case, facts=(Fact(c),)) for case, c in zip(cases, ("nodule", "mass", "cardiomegaly"), strict=True)]
+    statements, texts = [Fact("nodule")], embed(["nodule"])
+    config = FitConfig(sparsity=sparsity, sparsity_weight=1.0)
+
+    def loss_and_gradient(changed: int | None) -> tuple[float, torch.Tensor]:
+        batch = [replace(c, tokens=c.tokens + 2.0) if k == changed else c for k, c in enumerate(images)]
+        branch = tiny_branch()
+        loss, _ = branch_loss(branch, batch, GRID, texts, statements, config)
+        loss.backward()
+        return float(loss), torch.cat([p.grad.flatten() for p in branch.parameters() if p.grad is not None])
+
+    loss, gradient = loss_and_gradient(None)
+    undecided, same = loss_and_gradient(1)
+    decided, other = loss_and_gradient(2)
+    assert undecided == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(same, gradient, rtol=1e-3, atol=1e-5)
+    assert abs(decided - loss) > 1e-4
+    assert not torch.allclose(other, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    cases = planted(8, seed=0)
+    broken = [replace(case, tokens=case.tokens * float("nan")) for case in cases]
+    branch = tiny_branch()
+    with pytest.raises(FloatingPointError, match="step 0: the loss is nan; lower the learning rate"):
+        fit_branch(branch, broken, GRID, embed, FitConfig(steps=3, batch=8), tmp_path / "run")
+    assert all(torch.isfinite(p).all() for p in branch.parameters())
+    assert not (tmp_path / "run").exists()
+
+
+def test_log_and_weights_are_written_and_can_be_loaded(tmp_path: Path) -> None:
+    branch = tiny_branch()
+    history = fit_branch(branch, planted(8, seed=0), GRID, embed, FitConfig(steps=13, batch=8), tmp_path / "deep" / "run")
+    rows = [json.loads(line) for line in (tmp_path / "deep" / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows == history
+    assert [row["step"] for row in rows] == [0, 10, 12]
+    assert {"seconds", "align", "sparsity", "mass_pos", "mass_neg", "scale"} <= set(rows[0])
+    assert sorted(p.name for p in (tmp_path / "deep" / "run").iterdir()) == ["branch.safetensors", "log.jsonl"]
+    tiny_branch(1).load_state_dict(load_file(tmp_path / "deep" / "run" / "branch.safetensors"), strict=True)
+    assert not branch.training
+
+
+def test_scores_do_not_depend_on_the_chunk() -> None:
+    branch, cases, texts = tiny_branch(), planted(7, seed=2), embed(["pneumothorax", "cardiomegaly"])
+    scores, logits = score_cases(branch, cases, GRID, texts)
+    assert scores.shape == (2, 7)
+    assert logits.shape == (2, 7, 20)
+    assert (scores.dtype, logits.dtype) == (torch.float32, torch.float16)
+    for chunk in (1, 3):
+        again = score_cases(branch, cases, GRID, texts, chunk)
+        torch.testing.assert_close(again[0], scores, atol=2e-2, rtol=0)
+        torch.testing.assert_close(again[1], logits, atol=0.15, rtol=0)

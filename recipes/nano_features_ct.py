@@ -17,8 +17,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from nano_features_cxr import Trunk, write_shards
 
+from nano_features_cxr import Trunk, write_shards
 from radglint.cases import Case
 from radglint.nifti import read_nifti
 from radglint.preprocess import CtPreprocess
@@ -92,7 +92,9 @@ def main() -> None:
     torch.set_num_threads(1)
     trunk = Trunk(args.trunk)
     val_base = load_base(args.ct, VAL_BASE)
-    write_shards(args.out, "val", simulated([val_base], np.ones(1), range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part)
+    write_shards(
+        args.out, "val", simulated([val_base], np.ones(1), range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part
+    )
     bases = [load_base(args.ct, name) for name in TRAIN_WEIGHTS]
     chances = np.array(list(TRAIN_WEIGHTS.values()))
     write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk), part)

@@ -34,13 +34,15 @@ from radglint.train import FitConfig, fit_branch, score_cases
 
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 BRANCHES = {
-    "CXR": BranchConfig(preprocess=CxrPreprocess(), gate=GateConfig(initial_bias=-3.0)),
+    "CXR": BranchConfig(
+        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-3.0)
+    ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(num_layers=1, depth_kernel=5),
         gate=GateConfig(initial_bias=-3.0), score_window_slices=8,
     ),
 }  # fmt: skip
-BATCH = {"CXR": 32, "CT": 12}
+BATCH = {"CXR": 48, "CT": 14}
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
 
@@ -91,7 +93,10 @@ def report(title: str, rows: dict[str, dict]) -> None:
     """Print a table and the means."""
     print(title)
     for concept, row in rows.items():
-        print(f"  {concept:22s}", "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        print(
+            f"  {concept:22s}",
+            "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+        )
     for key in ("auroc", "pointing", "dice"):
         values = [row[key] for row in rows.values() if key in row]
         if values:

@@ -22,11 +22,14 @@ def some(count: int, seed: int = 0) -> list[Case]:
     facts = (Fact("nodule", "left", "upper", "small"), Fact("cardiomegaly"), Fact("pneumothorax", "right"))
     return [
         Case(
-            torch.randn(1 + k, 6, 4, generator=generator).bfloat16(), facts[: k % 4],
-            torch.rand(k % 4, 6 * (1 + k), generator=generator).half() if k % 2 else None, f"patient-{seed}-{k}", k == 1,
+            tokens=torch.randn(1 + k, 6, 4, generator=generator).bfloat16(),
+            facts=facts[: k % 4],
+            coverage=torch.rand(k % 4, 6 * (1 + k), generator=generator).half() if k % 2 else None,
+            group=f"patient-{seed}-{k}",
+            real=k == 1,
         )
         for k in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def assert_equal(got: list[Case], wanted: list[Case]) -> None:
@@ -69,7 +72,7 @@ def test_no_shard_is_said_plainly(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("step", ["tensors", "index", "first move", "second move"])
 def test_a_failed_write_leaves_no_half_shard(tmp_path: Path, monkeypatch: Any, step: str, old: bool) -> None:
-    """Full disk at any step: the old shard or none is read, never old tensors with new facts, and nothing is left over."""
+    """Full disk at any step: the old shard or none is read, never old tensors with new facts; no temporary files."""
     if old:
         save_cases(tmp_path / "train", some(4))
 

@@ -57,12 +57,16 @@ def test_picture_shows_right_on_the_left_and_head_up() -> None:
     picture = render_drr(_ct(_block()), DrrConfig(size_px=240, local_contrast=0))
     bead = project_mask(_bead(), _ct(_block()), DrrConfig(size_px=240))
     rows, columns = np.nonzero(bead)
-    assert picture.modality == "CXR" and bead.shape == picture.shape
-    assert rows.mean() < 0.35 * bead.shape[0] and columns.mean() < 0.35 * bead.shape[1]
+    assert picture.modality == "CXR"
+    assert bead.shape == picture.shape
+    assert rows.mean() < 0.35 * bead.shape[0]
+    assert columns.mean() < 0.35 * bead.shape[1]
     mirrored = picture.array[:, ::-1]
     assert picture.array[bead].mean() > mirrored[bead].mean() + 0.05
-    assert picture.array.min() >= 0 and picture.array.max() <= 1
-    assert picture.spacing_mm is not None and 0.8 < picture.spacing_mm[0] < 1.2
+    assert picture.array.min() >= 0
+    assert picture.array.max() <= 1
+    assert picture.spacing_mm is not None
+    assert 0.8 < picture.spacing_mm[0] < 1.2
     assert any("1800 mm" in step for step in picture.steps)
 
 
@@ -106,4 +110,5 @@ def test_real_ct_looks_like_a_chest(shared_data: Path) -> None:
     rows, columns = picture.shape
     lungs = [picture[int(0.35 * rows), int(c * columns)] for c in (0.3, 0.7)]
     spine = picture[int(0.35 * rows), int(0.5 * columns)]
-    assert max(lungs) < 0.5 < spine and spine - max(lungs) > 0.25
+    assert max(lungs) < 0.5 < spine
+    assert spine - max(lungs) > 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from radglint.simulation import sentences
 from radglint.simulation.entailment import holds_for, spoken
 from radglint.simulation.sentences import CONCEPTS, Fact, write
 
-SIDES, ZONES, SIZES = (None, "left", "right", "bilateral"), (None, "upper", "mid", "lower"), (None, "small", "medium", "large")
-FACTS = st.builds(Fact, st.sampled_from(CONCEPTS), st.sampled_from(SIDES), st.sampled_from(ZONES), st.sampled_from(SIZES))
+SIDES = (None, "left", "right", "bilateral")
+ZONES = (None, "upper", "mid", "lower")
+SIZES = (None, "small", "medium", "large")
+FACTS = st.builds(Fact, *map(st.sampled_from, (CONCEPTS, SIDES, ZONES, SIZES)))
 RANK = {"fails": 0, "unknown": 1, "holds": 2}
 
 
 def fact(text: str) -> Fact:
-    """ "nodule, left, upper, small" in short; words may be left out."""
+    """In short: "nodule, left, upper, small"; words may be left out."""
     concept, *words = text.split(", ")
 
     def pick(options):
@@ -111,7 +114,7 @@ SAID = [
     ("consolidation, bilateral, lower", "Consolidation at the bases.", "consolidation, lower"),
     ("consolidation, bilateral, lower", "Consolidation is seen bilaterally.", "consolidation, bilateral"),
     ("consolidation, bilateral, lower", "consolidation in both lower lobes", "consolidation, bilateral, lower"),
-    ("pleural effusion, right, medium", "moderately sized effusion on the right side", "pleural effusion, right, medium"),
+    ("pleural effusion, right, medium", "moderately sized effusion, right side", "pleural effusion, right, medium"),
     ("pleural effusion, right, medium", "Medium-sized effusion", "pleural effusion, medium"),
     ("nodule, right, large", "small round opacity on the right", "nodule, right"),  # part of a name, not its size
     ("interstitial pattern, bilateral, large", "severe fibrosis", "interstitial pattern, large"),
@@ -122,7 +125,6 @@ SAID = [
 @pytest.mark.parametrize(("true", "sentence", "said"), SAID)
 def test_what_a_sentence_says(true: str, sentence: str, said: str) -> None:
     assert spoken(fact(true), sentence) == fact(said)
-
 
 
 def said_in_words(text: str, true: Fact) -> tuple[bool, bool, bool]:
@@ -174,6 +176,4 @@ def test_another_finding_never_makes_a_statement_less_true(statement: Fact, fact
 
 @given(FACTS, st.lists(FACTS, max_size=4), st.sampled_from(["side", "zone", "size"]))
 def test_saying_less_is_never_less_true(statement: Fact, facts: list[Fact], name: str) -> None:
-    from dataclasses import replace
-
     assert RANK[holds_for(replace(statement, **{name: None}), facts)] >= RANK[holds_for(statement, facts)]

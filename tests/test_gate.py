@@ -19,9 +19,7 @@ TEXTS, BATCH, TOKENS, TOKEN_DIM, TEXT_DIM = 3, 2, 5, 4, 3
 def _gate(pooling="sigmoid_null", seed: int = 0, **options) -> SparseGate:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SparseGate(
-            TOKEN_DIM, TEXT_DIM, GateConfig(pooling=pooling, joint_dim=4, gate_dim=2, top_k=3, **options)
-        )
+        return SparseGate(TOKEN_DIM, TEXT_DIM, GateConfig(pooling=pooling, joint_dim=4, gate_dim=2, top_k=3, **options))
 
 
 def _inputs(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

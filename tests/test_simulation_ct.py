@@ -84,7 +84,8 @@ def test_a_finding_stays_on_its_side_and_is_seen(base: CtBase, concept: str, sid
     made = _paint(base, Fact(concept, side, "mid", "medium"), seed=3)  # type: ignore[arg-type]
     (mask,) = made.masks
     change = np.abs(made.volume_hu - np.clip(base.volume_hu, -1024, 3071))
-    assert made.facts[0].concept == concept and mask.sum() > 8
+    assert made.facts[0].concept == concept
+    assert mask.sum() > 8
     assert change[base.anatomy.labels == OTHER[side]].max() == 0
     assert change[mask].mean() > 5 * change[~mask].mean()
     lung = base.anatomy.lung(side)
@@ -106,7 +107,8 @@ def test_fluid_lies_behind_and_air_in_front(base: CtBase) -> None:
     for concept in ("pleural effusion", "pneumothorax"):
         made = _paint(base, Fact(concept, "right", None, "medium"))
         rows[concept] = np.nonzero(made.masks[0])[1].mean()
-    assert rows["pleural effusion"] > 75 and rows["pneumothorax"] < 45
+    assert rows["pleural effusion"] > 75
+    assert rows["pneumothorax"] < 45
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
@@ -128,7 +130,8 @@ def test_simulate_leaves_its_input_alone_and_skips_what_does_not_fit(base: CtBas
     no_left[no_left == LEFT_LUNG] = 1
     anatomy = type(base.anatomy)(no_left, SPACING, base.anatomy.lung_bottom, base.anatomy.lung_top)
     made = simulate(before, anatomy, [Fact("nodule", "left")], np.random.default_rng(0))
-    assert made.facts == () and made.masks == ()
+    assert made.facts == ()
+    assert made.masks == ()
 
 
 def test_a_later_fluid_cuts_the_earlier_mask(base: CtBase) -> None:
@@ -145,7 +148,8 @@ def test_unknown_concept_is_refused(base: CtBase) -> None:
 
 def test_slab_is_decided_by_its_seed(base: CtBase) -> None:
     first, again, other = (make_slab(base, np.random.default_rng(s), 6) for s in (5, 5, 6))
-    assert (first.volume_hu == again.volume_hu).all() and first.facts == again.facts
+    assert (first.volume_hu == again.volume_hu).all()
+    assert first.facts == again.facts
     assert all((a == b).all() for a, b in zip(first.masks, again.masks, strict=True))
     assert (first.volume_hu != other.volume_hu).any()
 
@@ -154,8 +158,10 @@ def test_slabs_are_sound_and_can_be_said(base: CtBase) -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         made = make_slab(base, rng, 5)
-        assert made.volume_hu.shape == made.labels.shape == (5, 120, 160) and made.volume_hu.dtype == np.float32
-        assert np.isfinite(made.volume_hu).all() and made.volume_hu.min() >= -1024
+        assert made.volume_hu.shape == made.labels.shape == (5, 120, 160)
+        assert made.volume_hu.dtype == np.float32
+        assert np.isfinite(made.volume_hu).all()
+        assert made.volume_hu.min() >= -1024
         assert len(made.facts) == len(made.masks) <= 3
         assert all(m.dtype == bool and m.shape == made.volume_hu.shape and m.any() for m in made.masks)
         assert all(sentences.write(fact, rng) for fact in made.facts)
@@ -176,7 +182,8 @@ def test_excluded_slices_are_never_touched(base: CtBase) -> None:
 def test_a_quarter_of_slabs_is_normal() -> None:
     rng = np.random.default_rng(0)
     counts = np.array([len(draw_facts(rng, 0.5)) for _ in range(2000)])
-    assert abs((counts == 0).mean() - 0.25) < 0.03 and counts.max() == 3
+    assert abs((counts == 0).mean() - 0.25) < 0.03
+    assert counts.max() == 3
 
 
 def test_exclusion_needs_one_value_per_slice() -> None:
@@ -190,7 +197,8 @@ def test_canonical_volume_does_not_depend_on_the_stored_orientation(flips: tuple
     array = rng.normal(size=(6, 8, 10)).astype(np.float32)
     affine = np.array([[0, 0, -1.0, 5], [0, -1.0, 0, 7], [2.5, 0, 0, -40], [0, 0, 0, 1]])
     plain, z = canonical_volume(MedicalImage(array, "CT", "HU", (2.5, 1, 1), affine), shape_px=(8, 10))
-    assert z == -40 and np.allclose(plain, array, atol=1e-5)
+    assert z == -40
+    assert np.allclose(plain, array, atol=1e-5)
     turned = affine.copy()
     for axis, flip in enumerate(flips):
         if flip < 0:
@@ -199,7 +207,8 @@ def test_canonical_volume_does_not_depend_on_the_stored_orientation(flips: tuple
     stored = np.ascontiguousarray(array[tuple(slice(None, None, f) for f in flips)].transpose(2, 0, 1))
     image = MedicalImage(stored, "CT", "HU", (1, 2.5, 1), turned[:, [2, 0, 1, 3]])
     again, z = canonical_volume(image, shape_px=(8, 10))
-    assert z == -40 and np.allclose(again, plain, atol=1e-5)
+    assert z == -40
+    assert np.allclose(again, plain, atol=1e-5)
 
 
 def test_canonical_volume_refuses_oblique_slices() -> None:
@@ -226,6 +235,8 @@ def test_anatomy_of_a_real_ct(shared_data: Path) -> None:
     volume, _ = canonical_volume(image, step_mm=5.0)
     anatomy = find_anatomy(volume, (5.0, 1.0, 1.0))
     litres = {k: (anatomy.labels == k).sum() * 5e-6 for k in (RIGHT_LUNG, LEFT_LUNG, HEART, AIRWAY)}
-    assert 1.2 < litres[RIGHT_LUNG] < 3 and 1.0 < litres[LEFT_LUNG] < 3
-    assert 0.2 < litres[HEART] < 1.2 and 0.01 < litres[AIRWAY] < 0.15
+    assert 1.2 < litres[RIGHT_LUNG] < 3
+    assert 1.0 < litres[LEFT_LUNG] < 3
+    assert 0.2 < litres[HEART] < 1.2
+    assert 0.01 < litres[AIRWAY] < 0.15
     assert np.nonzero(anatomy.labels == RIGHT_LUNG)[2].mean() < np.nonzero(anatomy.labels == LEFT_LUNG)[2].mean()

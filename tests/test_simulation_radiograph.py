@@ -102,6 +102,7 @@ def test_a_nodule_lies_in_its_zone(zone: Zone, radiograph: np.ndarray, lungs: Lu
 @pytest.mark.parametrize("concept", ["nodule", "mass", "consolidation", "pleural effusion", "pneumothorax"])
 def test_larger_findings_have_larger_masks(concept: str, radiograph: np.ndarray, lungs: LungFields) -> None:
     """Small, medium and large are ordered on average."""
+
     def area(size: Size) -> float:
         fact = Fact(concept, "left", None, size)
         made = [simulate(radiograph, lungs, np.random.default_rng(seed), [fact]) for seed in range(4)]

@@ -111,6 +111,7 @@ def _ask_own(path: str, folder: Path, model: Pipeline) -> Path:
 
 
 def _ask_known(ct_path: Path, folder: Path, model: Pipeline) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     image = read_image(ct_path)
     made = demo_images.made_radiograph(ct_path, image)
     ct = model.ask(image, list(CT_QUERIES))
@@ -154,12 +155,7 @@ def judge_ct(finding: Finding, truth: bool | None) -> Verdict:
 
 
 def judge_radiograph(finding: Finding, truth: np.ndarray | None) -> Verdict:
-    """Judge an answer on the demo's radiograph.
-
-    Args:
-        finding: the answer.
-        truth: bool `height width`, where the finding is; None = not there.
-    """
+    """Judge an answer on the demo's radiograph; `truth` is a bool mask `height width`, None for what is not there."""
     if truth is None:
         return _judge_absent(finding, "not there")
     if finding.peak is None:

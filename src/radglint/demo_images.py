@@ -126,7 +126,7 @@ def made_radiograph(ct_path: Path, ct: MedicalImage | None = None) -> MadeRadiog
     if kept is None:
         kept = _make(ct if ct is not None else read_image(ct_path))
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, picture=kept.picture, **kept.masks)
+        np.savez_compressed(buffer, picture=kept.picture, **kept.masks)  # pyright: ignore[reportArgumentType]
         write_bytes(path, buffer.getvalue())
     return kept
 

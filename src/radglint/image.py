@@ -60,7 +60,9 @@ class MedicalImage:
         """Refuse an image that could not be used later."""
         ndim = 3 if self.modality == "CT" else 2
         if self.array.ndim != ndim or 0 in self.array.shape:
-            raise ImageError(f"{self.path}: a {self.modality} needs {ndim} non-empty axes, got shape {self.array.shape}")
+            raise ImageError(
+                f"{self.path}: a {self.modality} needs {ndim} non-empty axes, got shape {self.array.shape}"
+            )
         if self.array.dtype != np.float32:
             raise ImageError(f"{self.path}: array must be float32, got {self.array.dtype}")
         if not np.isfinite(self.array.sum(dtype=np.float64)):

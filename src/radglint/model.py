@@ -161,7 +161,11 @@ class GlintModel(nn.Module):
         return PatchFeatures(features.tokens.unflatten(0, (batch, depth)), features.grid, features.layers)
 
     def forward(
-        self, pixels: torch.Tensor, sentences: Sequence[str], modality: Literal["CXR", "CT"], layers: tuple[int, ...] = ()
+        self,
+        pixels: torch.Tensor,
+        sentences: Sequence[str],
+        modality: Literal["CXR", "CT"],
+        layers: tuple[int, ...] = (),
     ) -> GlintOutput:
         """Score sentences on a batch of images, with gradient where parameters are trainable.
 

@@ -132,9 +132,7 @@ class Pipeline:
         if encoded.model != self.model.fingerprint:
             raise InputError(f"{encoded.image.path}: was encoded by another model ({encoded.model}); encode it again")
         findings = self.model.answer(encoded, parsed, level)
-        return Findings(
-            findings, encoded.image, model_name=self.model.name, model_fingerprint=self.model.fingerprint
-        )
+        return Findings(findings, encoded.image, model_name=self.model.name, model_fingerprint=self.model.fingerprint)
 
 
 class GlintAnswerer:
@@ -161,7 +159,9 @@ class GlintAnswerer:
         """Preprocess, trunk in chunks of slices, mixer over the whole volume."""
         branches = self.model.config.branches
         if image.modality not in branches:
-            raise ConfigError(f"{image.path}: model {self.name} answers {', '.join(branches)}, this is {image.modality}")
+            raise ConfigError(
+                f"{image.path}: model {self.name} answers {', '.join(branches)}, this is {image.modality}"
+            )
         prepared = preprocess(image, branches[image.modality].preprocess)
         pixels = torch.from_numpy(prepared.pixels)
         chunks = [self._trunk(part) for part in pixels.split(SLICES_AT_ONCE)]
@@ -218,7 +218,7 @@ class GlintAnswerer:
 
     def _scope_note(self, phrase: str, modality: str) -> str:
         known = ", ".join(self.calibration.modalities[modality].presence)
-        return f"{phrase!r} is outside what {self.name} was trained on for {modality}, so nothing is marked; it knows {known}"
+        return f"{phrase!r} is outside what {self.name} learned for {modality}, so nothing is marked; it knows {known}"
 
     def _embed(self, phrases: Sequence[str]) -> torch.Tensor:
         """Sentence embeddings, each phrase computed once in the life of the pipeline."""
@@ -251,7 +251,9 @@ def choose_device(wanted: Device = "auto") -> torch.device:
     if wanted == "auto":
         return torch.device(next(name for name, is_there in there.items() if is_there))
     if not there.get(wanted, False):
-        raise ConfigError(f"device {wanted!r} is not available here; use one of auto, {', '.join(n for n in there if there[n])}")
+        raise ConfigError(
+            f"device {wanted!r} is not available here; use one of auto, {', '.join(n for n in there if there[n])}"
+        )
     return torch.device(wanted)
 
 

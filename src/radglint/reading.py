@@ -165,9 +165,7 @@ def _names(files: list[Path]) -> str:
     return ", ".join(file.name for file in files[:5]) + more
 
 
-def _read_dicom(
-    files: list[Path], name: Path, series: str | None, beside: list[Path] | None = None
-) -> MedicalImage:
+def _read_dicom(files: list[Path], name: Path, series: str | None, beside: list[Path] | None = None) -> MedicalImage:
     """CT if there is any, else the one radiograph.
 
     A CT gets `beside`, all files of its folder: a slice so damaged that it no longer looks like DICOM must be named,
@@ -183,7 +181,9 @@ def _read_dicom(
     if len(slices) == 1 and (number(headers[slices[0]], "NumberOfFrames", slices[0]) or 1) <= 1:
         raise ImageError(f"{name}: one CT slice, a CT needs its whole series; give the folder that holds all slices")
     if slices or series is not None:
-        return dataclasses.replace(read_dicom_ct(beside or slices or files, name=str(name), series=series), path=str(name))
+        return dataclasses.replace(
+            read_dicom_ct(beside or slices or files, name=str(name), series=series), path=str(name)
+        )
     if len(files) == 1:
         return dataclasses.replace(read_dicom_radiograph(files[0]), path=str(name))
     radiographs = [file for file in files if modality[file] in RADIOGRAPH_MODALITIES]

@@ -22,8 +22,9 @@ _PLACE = re.compile(
 )
 _SIZE = re.compile(
     r"\b(?:\d+(?:[.,]\d+)?\s*(?:x\s*\d+(?:[.,]\d+)?\s*)*(?:mm|cm|centimet\w+|millimet\w+)"
-    r"|small|tiny|minimal|subtle|minor|mild|slight|faint|moderate(?:ly)?|medium|sized|large|big|huge|extensive|severe|marked"
-    r"|new|old|acute|chronic|stable|unchanged|increased|increasing)\b(?!\s+(?:heart|cardiac))[\s-]*",  # a big heart is a finding
+    r"|small|tiny|minimal|subtle|minor|mild|slight|faint|moderate(?:ly)?|medium|sized|large|big|huge|extensive|severe"
+    r"|marked|new|old|acute|chronic|stable|unchanged|increased|increasing)\b"
+    r"(?!\s+(?:heart|cardiac))[\s-]*",  # a big heart is a finding
     re.IGNORECASE,
 )
 

@@ -25,7 +25,10 @@ from radglint.simulation.entailment import holds_for, spoken
 from radglint.simulation.sentences import Fact, write
 
 NOT_IN_LABELS = frozenset(
-    {"pacemaker", "central line", "endotracheal tube", "chest tube", "calcified nodule", "ground-glass opacity", "rib fracture"}
+    {
+        *("pacemaker", "central line", "endotracheal tube", "chest tube"),
+        *("calcified nodule", "ground-glass opacity", "rib fracture"),
+    }
 )  # the labels of a real image say nothing of these, so they are neither positive nor negative there
 Embed = Callable[[Sequence[str]], torch.Tensor]
 
@@ -56,7 +59,7 @@ class SentencePool:
         texts = sorted({text for options in written.values() for text in options})
         row = {text: k for k, text in enumerate(texts)}
         self.embeddings = embed(texts)
-        self.options = {fact: [(row[t], spoken(fact, t)) for t in sorted(set(texts))] for fact, texts in written.items()}
+        self.options = {fact: [(row[t], spoken(fact, t)) for t in sorted(set(ts))] for fact, ts in written.items()}
 
     def draw(self, cases: Sequence[Case], per_fact: int, rng: np.random.Generator) -> tuple[torch.Tensor, list[Fact]]:
         """Distinct sentences for a batch: `texts embed` and what each one says."""
@@ -104,8 +107,13 @@ def branch_loss(
     kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
     sparsity = gate_sparsity_loss(gated.gate, kept, config.sparsity)
     mass = gated.gate.detach().sum(dim=-1)
-    log = {"align": float(align.detach()), "sparsity": float(sparsity.detach()), "mass_pos": float(mass[positives].mean()),
-           "mass_neg": float(mass[negatives].mean()), "scale": float(branch.logit_scale.detach().exp())}  # fmt: skip
+    log = {
+        "align": float(align.detach()),
+        "sparsity": float(sparsity.detach()),
+        "mass_pos": float(mass[positives].mean()),
+        "mass_neg": float(mass[negatives].mean()),
+        "scale": float(branch.logit_scale.detach().exp()),
+    }
     return align + config.sparsity_weight * sparsity, log
 
 

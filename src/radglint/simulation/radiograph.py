@@ -66,9 +66,7 @@ _RECIPES: dict[str, _Recipe] = {
     "ground-glass opacity": _Recipe(
         0.9, findings.draw_ground_glass, {"left": 0.4, "right": 0.4, "bilateral": 0.2}, _ANY
     ),
-    "consolidation": _Recipe(
-        1.5, findings.draw_consolidation, {"left": 0.42, "right": 0.42, "bilateral": 0.16}, _LOW
-    ),
+    "consolidation": _Recipe(1.5, findings.draw_consolidation, {"left": 0.42, "right": 0.42, "bilateral": 0.16}, _LOW),
     "mass": _Recipe(1.1, findings.draw_mass, _EITHER, _ANY),
     "nodule": _Recipe(1.5, findings.draw_nodule, _EITHER, _ANY),
     "calcified nodule": _Recipe(0.4, findings.draw_calcified_nodule, _EITHER, _ANY),
@@ -147,9 +145,7 @@ def sample_facts(rng: np.random.Generator) -> list[Fact]:
     return [_sample_fact(str(concept), rng) for concept in chosen]
 
 
-def vary_geometry(
-    image: np.ndarray, lungs: LungFields, rng: np.random.Generator
-) -> tuple[np.ndarray, LungFields]:
+def vary_geometry(image: np.ndarray, lungs: LungFields, rng: np.random.Generator) -> tuple[np.ndarray, LungFields]:
     """Rotate, scale and shift an image and its anatomy slightly; never a mirror image.
 
     Args:

@@ -57,7 +57,8 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
             v: auroc(positive[usable & (views == v)], scores[query][usable & (views == v)]) for v in ("PA", "AP")
         }
         rows[label] = {"query": query, "n": int(positive.sum()),
-                       "auroc": auroc(positive[usable], scores[query][usable]), "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
+                       "auroc": auroc(positive[usable], scores[query][usable]),
+                       "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
                        "sensitivity": round(float(decided[query][positive].mean()), 3) if positive.any() else None,
                        "false_alarms_on_normal": round(float(decided[query][healthy].mean()), 3)}  # fmt: skip
     rows["images"] = {"n": len(records), "normal": int(healthy.sum())}

@@ -38,8 +38,8 @@ BRANCHES = {
         preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-3.0)
     ),
     "CT": BranchConfig(
-        preprocess=CtPreprocess(), mixer=MixerConfig(num_layers=1, depth_kernel=5),
-        gate=GateConfig(initial_bias=-3.0), score_window_slices=8,
+        preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, attention=False, mlp_ratio=2.0),
+        gate=GateConfig(initial_bias=-6.0), score_window_slices=8,
     ),
 }  # fmt: skip
 BATCH = {"CXR": 48, "CT": 14}

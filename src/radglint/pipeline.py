@@ -150,6 +150,7 @@ class GlintAnswerer:
         self.dtype = trunk_dtype(device)
         self.model = checkpoint.model.to(device).eval()
         self.model.trunk.to(self.dtype)
+        self.model.text.to(self.dtype)
         self.calibration = checkpoint.calibration
         self._embeddings: dict[str, torch.Tensor] = {}
         self._concepts = ConceptIndex(checkpoint.prompts, self._embed)

@@ -150,7 +150,7 @@ def fit_branch(
         texts, statements = pool.draw(batch, config.sentences_per_fact, rng)
         loss, log = branch_loss(branch, batch, grid, texts, statements, config)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {step}: the loss is {float(loss)}; lower the learning rate")
+            raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(branch.parameters(), config.gradient_clip)

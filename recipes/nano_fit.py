@@ -43,6 +43,7 @@ BRANCHES = {
     ),
 }  # fmt: skip
 BATCH = {"CXR": 48, "CT": 14}
+SPARSITY = {"CXR": ("none", 0.0, 0.05), "CT": ("budget", 10.0, 0.02)}  # kind, weight, share of patches
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
 
@@ -121,7 +122,11 @@ def main() -> None:
         train += load_cases(args.features, "real_train")
     torch.manual_seed(0)
     branch = GlintBranch(384, text.embed_dim, config)
-    fit = FitConfig(steps=args.steps, batch=args.batch or BATCH[args.modality])
+    kind, weight, budget = SPARSITY[args.modality]
+    fit = FitConfig(
+        steps=args.steps, batch=args.batch or BATCH[args.modality],
+        sparsity=kind, sparsity_weight=weight, sparsity_budget=budget,
+    )  # fmt: skip
 
     def embed(sentences: Sequence[str]) -> torch.Tensor:
         with torch.no_grad():

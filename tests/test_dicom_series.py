@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -304,12 +303,3 @@ def test_real_jpeg_lossless_folder_gives_the_sagittal_stack(shared_data):
     np.testing.assert_allclose(image.spacing_mm, (3, 0.703125, 0.703125))
     assert "coronal" in image.warnings[0]
     assert len(list_series(paths)) == 2
-
-
-@pytest.mark.slow
-def test_a_large_series_reads_in_time(tmp_path):
-    plane = np.tile(phantom_hu(1)[0], (16, 13))
-    paths = write_ct_series(tmp_path, np.broadcast_to(plane, (100, *plane.shape)))
-    start = time.process_time()
-    assert read(paths).shape == (100, 256, 260)
-    assert time.process_time() - start < 10

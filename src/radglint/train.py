@@ -45,6 +45,7 @@ class FitConfig(BaseModel):
     sentences_per_fact: PositiveInt = 2
     sparsity: SparsityKind = "none"
     sparsity_weight: float = 0.0
+    sparsity_budget: float = 0.05  # for the budget form: share of patches that a positive sentence may use
     gradient_clip: float = 1.0
     seed: int = 0
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from nano_fit import BRANCHES, GRIDS, text_tower
+from nano_fit import BRANCHES, GRIDS, pieces, text_tower
 from radglint.cases import Case, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
 from radglint.encoders.backbones import load_backbone
@@ -144,7 +144,8 @@ def main() -> None:
     model = build(args.trunk, args.text, {"CXR": args.fit_cxr, "CT": args.fit_ct})
     text = text_tower(args.text)
     folders = {"CXR": args.cxr, "CT": args.ct}
-    maps = {m: calibrate(model.branches[m], load_cases(f, "val"), GRIDS[m], text) for m, f in folders.items()}
+    held_out = {m: pieces(load_cases(f, "val"), m, (0, 3, 5)) for m, f in folders.items()}
+    maps = {m: calibrate(model.branches[m], cases, GRIDS[m], text) for m, cases in held_out.items()}
     calibration = Calibration(
         modalities=maps,
         scope_threshold=SCOPE_THRESHOLD,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 
-from radglint.cases import Case, load_cases
+from radglint.cases import Case, crop_slices, load_cases
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.mixer import MixerConfig
 from radglint.encoders.text import TextEncoder
@@ -33,18 +33,26 @@ from radglint.simulation.sentences import Fact
 from radglint.train import FitConfig, fit_branch, score_cases
 
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
+CROP = 3  # slices of a CT training piece
 BRANCHES = {
     "CXR": BranchConfig(
         preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-3.0)
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, attention=False, mlp_ratio=2.0),
-        gate=GateConfig(initial_bias=-6.0), score_window_slices=8,
+        gate=GateConfig(initial_bias=-6.0), score_window_slices=CROP,
     ),
 }  # fmt: skip
-BATCH = {"CXR": 48, "CT": 14}
+BATCH = {"CXR": 48, "CT": 28}
 SPARSITY = {"CXR": ("none", 0.0, 0.05), "CT": ("budget", 10.0, 0.02)}  # kind, weight, share of patches
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
+
+
+def pieces(cases: list[Case], modality: str, starts: Sequence[int]) -> list[Case]:
+    """CT slabs cut into pieces of `CROP` slices; radiographs as they are."""
+    if modality == "CXR":
+        return cases
+    return [piece for case in cases for piece in crop_slices(case, starts, CROP)]
 
 
 def text_tower(folder: Path) -> TextEncoder:
@@ -114,14 +122,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help="images per step")
+    parser.add_argument("--init", type=Path, help="branch.safetensors to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     text, grid, config = text_tower(args.text), GRIDS[args.modality], BRANCHES[args.modality]
-    train = load_cases(args.features, "train")
+    train = pieces(load_cases(args.features, "train"), args.modality, range(6))
     if args.modality == "CXR":
         train += load_cases(args.features, "real_train")
     torch.manual_seed(0)
     branch = GlintBranch(384, text.embed_dim, config)
+    if args.init:
+        branch.load_state_dict(load_file(args.init), strict=True)
     kind, weight, budget = SPARSITY[args.modality]
     fit = FitConfig(
         steps=args.steps, batch=args.batch or BATCH[args.modality],
@@ -136,7 +147,8 @@ def main() -> None:
     fit_branch(branch, train, grid, embed, fit, args.out)
     save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, args.out / "branch.safetensors")
     (args.out / "branch.json").write_text(config.model_dump_json(indent=2))
-    metrics = {"simulated": evaluate(branch, load_cases(args.features, "val"), grid, text)}
+    val = pieces(load_cases(args.features, "val"), args.modality, (0, 3, 5))
+    metrics = {"simulated": evaluate(branch, val, grid, text)}
     report("simulated findings, unseen patients", metrics["simulated"])
     if args.modality == "CXR":
         metrics["real"] = evaluate(branch, load_cases(args.features, "real_test"), grid, text)

@@ -68,3 +68,29 @@ def load_cases(folder: Path, prefix: str) -> list[Case]:
             facts = tuple(Fact(**fact) for fact in row["facts"])
             cases.append(Case(tensors[f"{k}.tokens"], facts, tensors.get(f"{k}.coverage"), row["group"], row["real"]))
     return cases
+
+
+def crop_slices(case: Case, starts: Sequence[int], num_slices: int, least_tokens: float = 0.25) -> list[Case]:
+    """Cut a slab into shorter ones, each with the facts that touch it.
+
+    A long slab is a large bag for a small finding; a report that names the slices ("series 2, image 41") is worth more.
+    Only the slice range of a finding is used here, never its outline.
+
+    Args:
+        case: a slab with known coverage, or without facts.
+        starts: first slice of each piece.
+        num_slices: length of a piece.
+        least_tokens: a piece that a finding touches by less than this many tokens is undecided and left out.
+    """
+    depth = case.tokens.shape[0]
+    share = None if case.coverage is None else case.coverage.float().unflatten(-1, (depth, -1))
+    pieces = []
+    for start in starts:
+        part = slice(start, start + num_slices)
+        inside = torch.zeros(0) if share is None else share[:, part].sum(dim=(1, 2))
+        if bool(((inside > 0) & (inside < least_tokens)).any()):
+            continue
+        kept = [k for k, amount in enumerate(inside) if amount >= least_tokens]
+        cover = share[kept][:, part].flatten(1).half() if share is not None and kept else None
+        pieces.append(Case(case.tokens[part], tuple(case.facts[k] for k in kept), cover, case.group, case.real))
+    return pieces

@@ -1,0 +1,66 @@
+"""The shipped weights on real images: the numbers of the model card, so that a changed number fails."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import radglint
+from radglint.registry import locate
+
+EXPECTED = json.loads((Path(__file__).parent / "nano_expected.json").read_text())
+TOLERANCE = 0.03  # of an AUROC or a probability, across processors and between bfloat16 and float32
+
+
+@pytest.fixture(scope="module")
+def nano() -> radglint.Pipeline:
+    return radglint.load("nano", device="cpu")
+
+
+def test_the_weights_are_small_enough_to_ship() -> None:
+    assert sum(file.stat().st_size for file in locate("nano").iterdir()) < 60e6
+
+
+def test_held_out_radiographs_rank_as_the_card_says(nano: radglint.Pipeline, shared_data: Path) -> None:
+    """Pleural effusion against normal, patients that training never saw; far better than chance."""
+    folder = shared_data / "nih_cxr"
+    records = json.loads((folder / "records.json").read_text())
+    held_out = [r for r in records if zlib.crc32(r["patient"].encode()) % 10 < 4]
+    sick = [r for r in held_out if "Effusion" in r["labels"]]
+    well = [r for r in held_out if r["labels"] == ["No Finding"]][: 2 * len(sick)]
+    scores = np.array([nano.ask(folder / r["image"], ["pleural effusion"])[0].score for r in [*sick, *well]])
+    auroc = (scores[: len(sick), None] > scores[None, len(sick) :]).mean()
+    assert auroc == pytest.approx(EXPECTED["effusion_auroc"], abs=TOLERANCE)
+    assert auroc > 0.6
+
+
+@pytest.fixture(scope="module")
+def mass_findings(nano: radglint.Pipeline, shared_data: Path) -> radglint.Findings:
+    """One CT, never trained on, asked once."""
+    return nano.ask(shared_data / "ct_chest/lidc_0001/ct.nii.gz", ["lung mass", "no lung mass", "fractured femur"])
+
+
+def test_a_real_mass_gets_the_answer_of_the_card(mass_findings: radglint.Findings, shared_data: Path) -> None:
+    truth = nib.load(shared_data / "ct_chest/lidc_0001/mask_nodules_consensus.nii.gz")
+    outline = np.asarray(truth.dataobj).transpose(2, 1, 0) > 0
+    mass = mass_findings[0]
+    mask = mass.mask()
+    overlap = 2 * (mask & outline).sum() / (mask.sum() + outline.sum())
+    assert mass.probability == pytest.approx(EXPECTED["mass_probability"], abs=TOLERANCE)
+    assert overlap == pytest.approx(EXPECTED["mass_dice"], abs=0.05)
+    hottest = np.unravel_index(np.nanargmax(mass.probability_map()), outline.shape)
+    assert bool(outline[hottest]) is EXPECTED["mass_peak_inside"]
+
+
+def test_negated_and_out_of_scope_queries_mark_nothing(mass_findings: radglint.Findings) -> None:
+    mass, negated, femur = mass_findings
+    assert negated.probability == mass.probability
+    assert not negated.mask().any()
+    assert not femur.in_scope
+    assert not femur.mask(0.01).any()
+    assert "outside" in femur.remark

@@ -32,7 +32,9 @@ from radglint.simulation.entailment import holds_for
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
 from radglint.train import score_cases
 
-PRIOR = 0.25  # assumed share of images with a finding when it is asked for
+# Assumed share of images with a finding when it is asked for. A CT is scored as its best run of three slices out of a
+# hundred, so a single run must be far surer than the whole.
+PRIOR = {"CXR": 0.25, "CT": 0.05}
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
 MORE_PROMPTS = {
@@ -87,7 +89,9 @@ def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray]) -> LogisticM
     return LogisticMap(slope=1.0, bias=-float(cuts[int(np.mean(rows, axis=0).argmax())]))
 
 
-def calibrate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder) -> ModalityCalibration:
+def calibrate(
+    branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder, prior: float
+) -> ModalityCalibration:
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
     for concept in BANK:
@@ -101,11 +105,11 @@ def calibrate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], tex
         scores, logits = score_cases(branch, cases, grid, texts)
         labels = np.tile((verdicts == "holds")[known], len(texts))
         values = scores[:, known].numpy().ravel()
-        presence[concept] = logistic(values, labels, PRIOR)
+        presence[concept] = logistic(values, labels, prior)
         pooled.append((values, labels))
         truth = [coverage_of(cases[k], concept) for k in simulated]
         pixels[concept] = best_pixel_map(logits[:, simulated].float().mean(dim=0).numpy(), truth)
-    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]), PRIOR)
+    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]), prior)
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(presence=presence, presence_default=default, pixel=mean, pixel_by_concept=pixels)
 
@@ -145,7 +149,7 @@ def main() -> None:
     text = text_tower(args.text)
     folders = {"CXR": args.cxr, "CT": args.ct}
     held_out = {m: pieces(load_cases(f, "val"), m, (0, 3, 5)) for m, f in folders.items()}
-    maps = {m: calibrate(model.branches[m], cases, GRIDS[m], text) for m, cases in held_out.items()}
+    maps = {m: calibrate(model.branches[m], cases, GRIDS[m], text, PRIOR[m]) for m, cases in held_out.items()}
     calibration = Calibration(
         modalities=maps,
         scope_threshold=SCOPE_THRESHOLD,

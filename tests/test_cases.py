@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from radglint import cases as cases_module
-from radglint.cases import Case, load_cases, save_cases
+from radglint.cases import Case, crop_slices, load_cases, save_cases
 from radglint.errors import ConfigError
 from radglint.simulation.sentences import Fact
 
@@ -99,3 +100,16 @@ def test_a_failed_write_leaves_no_half_shard(tmp_path: Path, monkeypatch: Any, s
             load_cases(tmp_path, "train")
     save_cases(tmp_path / "train", some(2, seed=5))
     assert_equal(load_cases(tmp_path, "train"), some(2, seed=5))
+
+
+def test_pieces_of_a_slab_keep_the_facts_that_touch_them() -> None:
+    """Four slices of two tokens; a nodule fills slice 0, a mass touches slice 3 a little."""
+    cover = torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0.1, 0]]).half()
+    slab = Case(torch.arange(8.0).reshape(4, 2, 1), (Fact("nodule"), Fact("mass")), cover, "body")
+    first, last = crop_slices(slab, (0, 2), 2)
+    assert [f.concept for f in first.facts] == ["nodule"]
+    assert [f.concept for f in last.facts] == ["mass"]
+    assert first.tokens.flatten().tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(last.coverage.float(), [[1, 0, 0.1, 0]], atol=1e-3)
+    assert crop_slices(slab, (3,), 1) == []  # touched by a tenth of a token: undecided
+    assert crop_slices(Case(slab.tokens, ()), (0,), 3)[0].facts == ()

@@ -167,8 +167,9 @@ class GlintAnswerer:
         pixels = torch.from_numpy(prepared.pixels)
         chunks = [self._trunk(part) for part in pixels.split(SLICES_AT_ONCE)]
         tokens = torch.cat(chunks, dim=1)
-        mixed = self.model.branches[image.modality].mixer(tokens.float(), prepared.record.grid_shape[-2:])
-        return EncodedImage(image, prepared.record, mixed, self.fingerprint)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            mixed = self.model.branches[image.modality].mixer(tokens, prepared.record.grid_shape[-2:])
+        return EncodedImage(image, prepared.record, mixed.float(), self.fingerprint)
 
     def _trunk(self, slices: torch.Tensor) -> torch.Tensor:
         """`depth height width` pixels to `1 depth patches embed` tokens."""

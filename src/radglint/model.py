@@ -140,6 +140,18 @@ class GlintModel(nn.Module):
             for block in trunk_blocks(self.trunk)[-trained:]:
                 block.requires_grad_(True)
 
+    def branch(self, modality: str) -> GlintBranch:
+        """The branch of a modality, "CXR" or "CT".
+
+        Raises:
+            ConfigError: this model has none.
+        """
+        if modality not in self.branches:
+            raise ConfigError(f"model {self.config.name} has no {modality} branch, only {', '.join(self.branches)}")
+        branch = self.branches[modality]
+        assert isinstance(branch, GlintBranch)
+        return branch
+
     def trunk_features(self, pixels: torch.Tensor, layers: tuple[int, ...] = ()) -> PatchFeatures:
         """Trunk tokens of a batch.
 
@@ -176,7 +188,7 @@ class GlintModel(nn.Module):
             layers: trunk blocks to return for Dense Feature Regularization.
         """
         features = self.trunk_features(pixels, layers)
-        gated = self.branches[modality](features.tokens, features.grid, self.text.embed(sentences))
+        gated = self.branch(modality)(features.tokens, features.grid, self.text.embed(sentences))
         return GlintOutput(gated, features.layers)
 
 

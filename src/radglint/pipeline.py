@@ -26,7 +26,7 @@ from radglint.errors import ConfigError, InputError, QueryError
 from radglint.findings import Finding, Findings
 from radglint.gate import GatedScores
 from radglint.hub import from_pretrained
-from radglint.image import MedicalImage
+from radglint.image import MedicalImage, Modality
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
@@ -94,7 +94,9 @@ class Pipeline:
         Raises:
             ImageError: it cannot be read, or the model has no branch for its modality.
         """
-        return self.model.encode(image if isinstance(image, MedicalImage) else read_image(image, series=series))
+        return self.model.encode(
+            image if isinstance(image, MedicalImage) else read_image(os.fspath(image), series=series)
+        )
 
     def ask(
         self,
@@ -168,7 +170,7 @@ class GlintAnswerer:
         chunks = [self._trunk(part) for part in pixels.split(SLICES_AT_ONCE)]
         tokens = torch.cat(chunks, dim=1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            mixed = self.model.branches[image.modality].mixer(tokens, prepared.record.grid_shape[-2:])
+            mixed = self.model.branch(image.modality).mixer(tokens, prepared.record.grid_shape[-2:])
         return EncodedImage(image, prepared.record, mixed.float(), self.fingerprint)
 
     def _trunk(self, slices: torch.Tensor) -> torch.Tensor:
@@ -189,7 +191,7 @@ class GlintAnswerer:
     def _gate(self, encoded: EncodedImage, embeddings: torch.Tensor) -> GatedScores:
         """Gate all tokens for some phrases; a long CT is scored as its best run of slices."""
         modality = encoded.image.modality
-        branch, window = self.model.branches[modality], self.model.config.branches[modality].score_window_slices
+        branch, window = self.model.branch(modality), self.model.config.branches[modality].score_window_slices
         texts = branch.text_adapter(embeddings)
         if window is None:
             return branch.gate(encoded.tokens, texts)
@@ -218,7 +220,7 @@ class GlintAnswerer:
             )  # fmt: skip
         return findings
 
-    def _scope_note(self, phrase: str, modality: str) -> str:
+    def _scope_note(self, phrase: str, modality: Modality) -> str:
         known = ", ".join(self.calibration.modalities[modality].presence)
         return f"{phrase!r} is outside what {self.name} learned for {modality}, so nothing is marked; it knows {known}"
 

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from nano_fit import BRANCHES, GRIDS, pieces, text_tower
+from nano_fit import BRANCHES, GRIDS, bags, text_tower
 from radglint.cases import Case, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
 from radglint.encoders.backbones import load_backbone
@@ -32,9 +32,10 @@ from radglint.simulation.entailment import holds_for
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
 from radglint.train import score_cases
 
-# Assumed share of images with a finding when it is asked for. A CT is scored as its best run of three slices out of a
-# hundred, so a single run must be far surer than the whole.
-PRIOR = {"CXR": 0.25, "CT": 0.05}
+PRIOR = 0.25  # assumed share of images with a finding when it is asked for
+# A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
+VOLUME_SLICES = {"CXR": 1, "CT": 80}
+SLICES_WITHOUT = {"CXR": 0.0, "CT": 4.0}  # slices without a finding for each that shows it, where masks are thresholded
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
 MORE_PROMPTS = {
@@ -71,27 +72,54 @@ def prompt_bank() -> dict[str, list[str]]:
     return {c: list(dict.fromkeys(p)) for c, p in plain.items()} | {OUTSIDE: list(OUTSIDE_PROMPTS)}
 
 
-def logistic(values: np.ndarray, labels: np.ndarray, prior: float) -> LogisticMap:
-    """Platt scaling at an assumed prior, with a slope that is never negative."""
+def logistic(values: np.ndarray, labels: np.ndarray) -> LogisticMap:
+    """Platt scaling at the assumed prior, with a slope that is never negative."""
     share = labels.mean()
-    weight = np.where(labels, prior / share, (1 - prior) / (1 - share))
+    weight = np.where(labels, PRIOR / share, (1 - PRIOR) / (1 - share))
     fit = LogisticRegression(C=10.0).fit(values[:, None], labels, sample_weight=weight)
     return LogisticMap(slope=max(float(fit.coef_[0, 0]), 1e-3), bias=float(fit.intercept_[0]))
 
 
-def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray]) -> LogisticMap:
-    """Shift the gate logit so that one half is the threshold with the best mean Dice on held-out findings."""
-    cuts = np.linspace(-9, 3, 49)
+def volume_scores(scores: np.ndarray, labels: np.ndarray, num_slices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and labels of whole volumes: each positive slice among random negative ones, and as many without.
+
+    Args:
+        scores: `prompts slices`.
+        labels: `slices`, bool.
+        num_slices: 1 leaves the scores as they are.
+    """
+    if num_slices == 1:
+        return scores.ravel(), np.tile(labels, len(scores))
+    rng = np.random.default_rng(0)
+    negative, positive = scores[:, ~labels], scores[:, labels]
+    draws = [rng.choice(negative.shape[1], num_slices - 1) for _ in range(2 * positive.shape[1])]
+    highest = np.stack([negative[:, draw].max(axis=1) for draw in draws], axis=1)
+    with_finding = np.maximum(highest[:, : positive.shape[1]], positive)
+    both = np.concatenate([with_finding, highest[:, positive.shape[1] :]], axis=1)
+    return both.ravel(), np.tile(np.arange(both.shape[1]) < positive.shape[1], len(both))
+
+
+def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray], empty: np.ndarray, per_slice: float) -> LogisticMap:
+    """Shift the map logit so that one half is the threshold with the best Dice over held-out findings.
+
+    Args:
+        logits: `findings tokens`.
+        truth: the share of each token inside, per finding.
+        empty: `slices tokens`, map logits where the finding is not.
+        per_slice: how many such slices stand beside each that shows it.
+    """
+    cuts = np.quantile(logits, np.linspace(0.3, 0.999, 100))
     rows = []
-    for values, cover in zip(logits, truth, strict=True):
-        marked = values[None] >= cuts[:, None]
-        rows.append(2 * (marked * cover).sum(1) / (marked.sum(1) + cover.sum() + 1e-9))
-    return LogisticMap(slope=1.0, bias=-float(cuts[int(np.mean(rows, axis=0).argmax())]))
+    for cut in cuts:
+        beside = per_slice * float((empty >= cut).sum(axis=1).mean()) if per_slice else 0.0
+        marked = logits >= cut
+        overlap = [float((m * t).sum()) for m, t in zip(marked, truth, strict=True)]
+        sizes = [float(m.sum() + t.sum()) + beside for m, t in zip(marked, truth, strict=True)]
+        rows.append(np.mean([2 * o / s for o, s in zip(overlap, sizes, strict=True)]))
+    return LogisticMap(slope=1.0, bias=-float(cuts[int(np.argmax(rows))]))
 
 
-def calibrate(
-    branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder, prior: float
-) -> ModalityCalibration:
+def calibrate(branch: GlintBranch, cases: list[Case], modality: str, text: TextEncoder) -> ModalityCalibration:
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
     for concept in BANK:
@@ -102,14 +130,16 @@ def calibrate(
         known = verdicts != "unknown"
         with torch.inference_mode():
             texts = text.embed(list(BANK[concept]))
-        scores, logits = score_cases(branch, cases, grid, texts)
-        labels = np.tile((verdicts == "holds")[known], len(texts))
-        values = scores[:, known].numpy().ravel()
-        presence[concept] = logistic(values, labels, prior)
+        scores, logits = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True)
+        labels = (verdicts == "holds")[known]
+        values, labels = volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])
+        presence[concept] = logistic(values, labels)
         pooled.append((values, labels))
         truth = [coverage_of(cases[k], concept) for k in simulated]
-        pixels[concept] = best_pixel_map(logits[:, simulated].float().mean(dim=0).numpy(), truth)
-    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]), prior)
+        mean_map = logits.float().mean(dim=0).numpy()
+        empty = mean_map[verdicts == "fails"]
+        pixels[concept] = best_pixel_map(mean_map[simulated], truth, empty, SLICES_WITHOUT[modality])
+    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]))
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(presence=presence, presence_default=default, pixel=mean, pixel_by_concept=pixels)
 
@@ -148,12 +178,12 @@ def main() -> None:
     model = build(args.trunk, args.text, {"CXR": args.fit_cxr, "CT": args.fit_ct})
     text = text_tower(args.text)
     folders = {"CXR": args.cxr, "CT": args.ct}
-    held_out = {m: pieces(load_cases(f, "val"), m, (0, 3, 5)) for m, f in folders.items()}
-    maps = {m: calibrate(model.branches[m], cases, GRIDS[m], text, PRIOR[m]) for m, cases in held_out.items()}
+    held_out = {m: bags(load_cases(f, "val"), m) for m, f in folders.items()}
+    maps = {m: calibrate(model.branches[m], cases, m, text) for m, cases in held_out.items()}
     calibration = Calibration(
         modalities=maps,
         scope_threshold=SCOPE_THRESHOLD,
-        origin=f"simulated findings in held-out patients (NIH ChestX-ray14, LIDC-IDRI-0314), assumed prior {PRIOR}",
+        origin=f"simulated findings in held-out patients (NIH ChestX-ray14, LIDC-IDRI-0314), assumed prior {PRIOR:.0%}",
     )
     provenance = json.loads((Path(__file__).parent / "nano_provenance.json").read_text())
     card = Path(__file__).parents[1] / "MODEL_CARD.md"

@@ -22,13 +22,20 @@ from nano_features_cxr import Trunk, write_shards
 from radglint.cases import Case
 from radglint.nifti import read_nifti
 from radglint.preprocess import CtPreprocess
-from radglint.simulation.ct import CtBase, make_slab
+from radglint.simulation.ct import CtBase, make_base, make_slab
 from radglint.simulation.ct_base import base_from_image
 
-NUM_TRAIN, NUM_VAL, NUM_SLICES = 420, 70, 8
+NUM_TRAIN, NUM_VAL, NUM_SLICES = 2400, 150, 3  # bodies; each is painted twice. The middle slice of three is the bag
+SEED = 20261122
 GRID = (22, 28)
-TRAIN_WEIGHTS = {"lungdx_a0001/ct": 1.0, "lungdx_a0001/ct_lungkernel": 0.6, "fourd_lung_113/ct": 1.2,
-                 "partial_acrin_flt_breast_001/ct": 0.6, "partial_lungfcp_01_0001/ct": 1.0}  # fmt: skip
+# Where our own look at the slices found haze, atelectasis or scars beside the outlined tumours (RAS+ z, mm).
+HAZY = {"lungdx_a0001": (-264, -121), "fourd_lung_113": (-1042, -894), "partial_lungfcp_01_0001": (30, 93)}
+# Scan: how often its clean slices, their mirror images, and all slices without an outlined tumour are drawn.
+TRAIN_WEIGHTS = {
+    "lungdx_a0001/ct": (1.0, 0.5, 0.15), "lungdx_a0001/ct_lungkernel": (0.7, 0.3, 0.1),
+    "partial_acrin_flt_breast_001/ct": (1.0, 0.6, 0.0), "fourd_lung_113/ct": (0.4, 0.2, 0.35),
+    "partial_lungfcp_01_0001/ct": (0.4, 0.2, 0.3),
+}  # fmt: skip
 VAL_BASE = "lidc_0314/ct"
 
 
@@ -51,9 +58,24 @@ def diseased_ranges(folder: Path, name: str) -> list[tuple[float, float]]:
     return [mask_range_mm(folder / patient / f"{mask}.nii.gz") for mask in masks.get(patient, ())]
 
 
-def load_base(folder: Path, name: str) -> CtBase:
-    """Read a scan and prepare it for the simulator."""
-    return base_from_image(read_nifti(folder / f"{name}.nii.gz"), diseased_z_mm=diseased_ranges(folder, name))
+def load_base(folder: Path, name: str, *, clean: bool = False, mirrored: bool = False) -> CtBase:
+    """Read a scan and prepare it for the simulator; `clean` leaves out more than the outlined disease."""
+    ranges = diseased_ranges(folder, name)
+    if clean and (hazy := HAZY.get(name.split("/")[0])):
+        ranges = [*ranges, hazy]
+    base = base_from_image(read_nifti(folder / f"{name}.nii.gz"), diseased_z_mm=ranges)
+    if not mirrored:
+        return base
+    flipped = np.ascontiguousarray(base.volume_hu[..., ::-1])
+    return make_base(flipped, base.anatomy.spacing_mm, excluded=base.excluded, name=base.name)
+
+
+def train_bases(folder: Path) -> tuple[list[CtBase], np.ndarray]:
+    """Every base of the training scans and how often it is drawn."""
+    kinds = ({"clean": True}, {"clean": True, "mirrored": True}, {})
+    drawn = [(name, kind, w) for name, ws in TRAIN_WEIGHTS.items() for kind, w in zip(kinds, ws, strict=True) if w]
+    chances = np.array([w for *_, w in drawn])
+    return [load_base(folder, name, **kind) for name, kind, _ in drawn], chances / chances.sum()
 
 
 def window(volume_hu: np.ndarray) -> np.ndarray:
@@ -70,14 +92,17 @@ def coverage(masks: tuple[np.ndarray, ...]) -> torch.Tensor | None:
     return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
 
 
-def simulated(bases: list[CtBase], chances: np.ndarray, seeds: range, trunk: Trunk) -> Iterator[Case]:
-    """One slab per seed."""
-    for seed in seeds:
-        rng = np.random.default_rng([20261121, 3, seed])
-        base = bases[int(rng.choice(len(bases), p=chances / chances.sum()))]
-        slab = make_slab(base, rng, NUM_SLICES)
-        tokens = trunk.tokens(window(slab.volume_hu).astype(np.float32))
-        yield Case(tokens, tuple(slab.facts), coverage(slab.masks), group=Path(base.name).parent.name)
+def simulated(bases: list[CtBase], chances: np.ndarray, bodies: range, trunk: Trunk) -> Iterator[Case]:
+    """Two slabs per body: the same slices, deformation and noise with other findings."""
+    for body in bodies:
+        for twin in (0, 1):
+            rng = np.random.default_rng([SEED, 3, body])
+            base = bases[int(rng.choice(len(bases), p=chances))]
+            painter = np.random.default_rng([SEED, 4, body, twin])
+            slab = make_slab(base, rng, NUM_SLICES, normal_share=0.2, painter=painter)
+            tokens = trunk.tokens(window(slab.volume_hu).astype(np.float32))
+            group = f"{Path(base.name).parent.name}/{body}"
+            yield Case(tokens, tuple(slab.facts), coverage(slab.masks), group)
 
 
 def main() -> None:
@@ -92,11 +117,9 @@ def main() -> None:
     torch.set_num_threads(1)
     trunk = Trunk(args.trunk)
     val_base = load_base(args.ct, VAL_BASE)
-    write_shards(
-        args.out, "val", simulated([val_base], np.ones(1), range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part
-    )
-    bases = [load_base(args.ct, name) for name in TRAIN_WEIGHTS]
-    chances = np.array(list(TRAIN_WEIGHTS.values()))
+    val_bodies = range(10**6 + part, 10**6 + NUM_VAL, parts)
+    write_shards(args.out, "val", simulated([val_base], np.ones(1), val_bodies, trunk), part)
+    bases, chances = train_bases(args.ct)
     write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk), part)
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,28 @@ from radglint.cases import Case, save_cases
 from radglint.encoders.features import grey_to_channels
 from radglint.encoders.vit import VitEncoder
 from radglint.image import MedicalImage
+from radglint.nifti import read_nifti
 from radglint.preprocess import CxrPreprocess, preprocess
 from radglint.quantize import quantize_in_place
-from radglint.simulation.anatomy_cxr import find_lungs, fit_lung_tokens
+from radglint.simulation.anatomy_cxr import LungFields, find_lungs, fit_lung_tokens
+from radglint.simulation.ct import CtBase
+from radglint.simulation.ct_base import base_from_image
+from radglint.simulation.drr import DrrConfig, project_lungs, render_drr
+from radglint.simulation.facts import Fact
 from radglint.simulation.radiograph import make_image
-from radglint.simulation.sentences import Fact
 
-NUM_TRAIN, NUM_VAL, SHARD_CASES = 2600, 320, 100
+NUM_TRAIN, NUM_VAL, SHARD_CASES = 2200, 200, 100  # bodies; each is painted twice
+SEED = 20261122
 GRID = (28, 28)
+# "No Finding" radiographs with a port, a pacemaker, disease or a bad position to our own eye: patient, follow-ups.
+NOT_NORMAL = {
+    347: "000", 1281: "000", 1401: "001", 1697: "014", 1841: "000", 2104: "006", 2376: "001", 3361: "004 012",
+    3393: "030", 3417: "000", 3426: "018", 3478: "002", 3490: "010 011", 3580: "001", 3611: "007", 3623: "000",
+    3628: "000", 3698: "000", 3837: "004",
+}  # fmt: skip
+# CT whose reconstructed radiographs are bases too, with the side of the real mass that they show.
+DRR_TRAIN = {"lungdx_a0001": "left", "fourd_lung_113": None}
+DRR_VIEWS, DRR_SHARE = 10, 0.2
 NIH_CONCEPTS = {
     "Pneumonia": "consolidation", "Infiltration": "consolidation", "Consolidation": "consolidation",
     "Atelectasis": "atelectasis", "Effusion": "pleural effusion", "Edema": "interstitial pattern",
@@ -42,6 +57,12 @@ NIH_CONCEPTS = {
 def fold(patient: str) -> int:
     """A stable number from 0 to 9 for a patient."""
     return zlib.crc32(patient.encode()) % 10
+
+
+def looks_normal(name: str) -> bool:
+    """Whether our own look at the radiograph `patient_followup` agreed with its label."""
+    patient, follow_up = name.split("_")
+    return follow_up not in NOT_NORMAL.get(int(patient), "").split()
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -75,14 +96,68 @@ def coverage(masks: list[np.ndarray]) -> torch.Tensor | None:
     return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
 
 
-def simulated(bases: list, seeds: range, trunk: Trunk) -> Iterator[Case]:
-    """One case per seed; the base is chosen by the seed."""
-    for seed in seeds:
-        rng = np.random.default_rng([20261121, seed])
-        record, image, lungs = bases[int(rng.integers(len(bases)))]
-        made = make_image(image, lungs, rng)
-        tokens = trunk.tokens(model_pixels(made.image, record["image"]))
-        yield Case(tokens, tuple(made.facts), coverage(made.masks), group=record["patient"])
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A radiograph to paint into: picture, anatomy, patient, and what it shows already."""
+
+    picture: np.ndarray
+    lungs: LungFields
+    patient: str
+    facts: tuple[Fact, ...] = ()
+
+    def mirrored(self) -> Base:
+        """The mirror image: another body, for which left and right are the picture's as ever."""
+        turned = [np.ascontiguousarray(plane[:, ::-1]) for plane in (self.picture, self.lungs.right, self.lungs.left)]
+        lungs = LungFields(left=turned[1], right=turned[2], heart=np.ascontiguousarray(self.lungs.heart[:, ::-1]))
+        swap = {"left": "right", "right": "left"}
+        facts = tuple(replace(f, side=swap.get(f.side or "", f.side)) for f in self.facts)  # pyright: ignore[reportArgumentType]
+        return Base(turned[0], lungs, self.patient, facts)
+
+
+def draw_base(films: list[Base], drrs: list[Base], rng: np.random.Generator) -> Base:
+    """A real radiograph or a reconstructed one (if there are any), now and then as its mirror image."""
+    pool = drrs if drrs and rng.random() < DRR_SHARE else films
+    base = pool[int(rng.integers(len(pool)))]
+    return base.mirrored() if rng.random() < 0.2 else base
+
+
+def simulated(films: list[Base], drrs: list[Base], bodies: range, trunk: Trunk) -> Iterator[Case]:
+    """Two images per body: the same base, geometry and exposure with other findings."""
+    for body in bodies:
+        for twin in (0, 1):
+            rng = np.random.default_rng([SEED, body])
+            base = draw_base(films, drrs, rng)
+            made = make_image(base.picture, base.lungs, rng, np.random.default_rng([SEED, 1, body, twin]))
+            tokens = trunk.tokens(model_pixels(made.image, base.patient))
+            masks = [*made.masks, *(np.zeros_like(base.lungs.left) for _ in base.facts)]
+            yield Case(tokens, (*made.facts, *base.facts), coverage(masks), f"{base.patient}/{body}")
+
+
+def drr_base(volume: CtBase, patient: str, facts: tuple[Fact, ...], rng: np.random.Generator) -> Base:
+    """A radiograph of a CT stretched a little in height and width, from a random distance, in a random display."""
+    stretch = np.array([2.5, 1, 1]) * rng.uniform(0.93, 1.07, 3)
+    lowest = max(0, int(volume.anatomy.lung_bottom - rng.uniform(10, 40) / 2.5))
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = stretch[0], -stretch[1], -stretch[2], 1
+    spacing = (float(stretch[0]), float(stretch[1]), float(stretch[2]))
+    ct = MedicalImage(np.ascontiguousarray(volume.volume_hu[lowest:]), "CT", "HU", spacing, affine, patient)
+    view = DrrConfig(
+        size_px=512, source_to_detector_mm=float(rng.uniform(1000, 2200)), gap_mm=float(rng.uniform(10, 80)),
+        local_contrast=float(rng.uniform(0.2, 0.8)),
+    )  # fmt: skip
+    lungs = project_lungs(volume.anatomy.labels[lowest:], ct, view)
+    return Base(render_drr(ct, view).array, lungs, patient, facts)
+
+
+def drr_bases(folder: Path, patients: dict[str, str | None]) -> list[Base]:
+    """Several views of every CT."""
+    made = []
+    for patient, side in patients.items():
+        volume = base_from_image(read_nifti(folder / patient / "ct.nii.gz"))
+        facts = () if side is None else (Fact("mass", side),)  # pyright: ignore[reportArgumentType]
+        rng = np.random.default_rng([SEED, 2, zlib.crc32(patient.encode())])
+        made += [drr_base(volume, patient, facts, rng) for _ in range(DRR_VIEWS)]
+    return made
 
 
 def real(records: list, folder: Path, trunk: Trunk) -> Iterator[Case]:
@@ -108,20 +183,22 @@ def write_shards(out: Path, prefix: str, cases: Iterator[Case], part: int) -> No
         save_cases(out / f"{prefix}_{part}_{number:03d}", batch)
 
 
-def prepare_bases(records: list, folder: Path, trunk: Trunk) -> list:
-    """Normal radiographs with usable lungs: (record, image, lungs)."""
+def prepare_films(records: list, folder: Path, trunk: Trunk) -> list[Base]:
+    """Normal radiographs with usable lungs."""
     images = [read_grey(folder / record["image"]) for record in records]
     tokens = [trunk.tokens(model_pixels(image, "base"))[0].float().numpy() for image in images]
     features = np.stack(tokens).reshape(len(tokens), *GRID, -1)
     lung_tokens = fit_lung_tokens(features)
     found = [find_lungs(image, lung_tokens.score(f)) for image, f in zip(images, features, strict=True)]
-    return [(r, i, lungs) for r, i, lungs in zip(records, images, found, strict=True) if lungs is not None]
+    rows = zip(records, images, found, strict=True)
+    return [Base(image, lungs, record["patient"]) for record, image, lungs in rows if lungs is not None]
 
 
 def main() -> None:
     """Split by patient, simulate, encode, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nih", type=Path)
+    parser.add_argument("ct", type=Path)
     parser.add_argument("trunk", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shard", default="0/1", help="part/parts")
@@ -133,17 +210,19 @@ def main() -> None:
     test_patients = {r["patient"] for r in records if fold(r["patient"]) < 4}
     normal = [r for r in records if r["labels"] == ["No Finding"]]
     diseased = {r["patient"] for r in records if r["labels"] != ["No Finding"]}
-    bases = prepare_bases([r for r in normal if r["patient"] not in diseased], args.nih, trunk)
-    train_bases = [b for b in bases if b[0]["patient"] not in test_patients]
-    val_bases = [b for b in bases if b[0]["patient"] in test_patients]
-    print(f"{len(train_bases)} training bases, {len(val_bases)} validation bases", flush=True)
+    usable = [r for r in normal if r["patient"] not in diseased and looks_normal(Path(r["image"]).stem)]
+    films = prepare_films(usable, args.nih, trunk)
+    train_films = [b for b in films if b.patient not in test_patients]
+    val_films = [b for b in films if b.patient in test_patients]
+    drrs = drr_bases(args.ct, DRR_TRAIN)
+    print(f"{len(train_films)} + {len(drrs)} training bases, {len(val_films)} for validation", flush=True)
     if part == 0:
         keep = [r for r in records if r["patient"] not in test_patients]
         write_shards(args.out, "real_train", real(keep, args.nih, trunk), 0)
         held = [r for r in records if r["patient"] in test_patients]
         write_shards(args.out, "real_test", real(held, args.nih, trunk), 0)
-    write_shards(args.out, "val", simulated(val_bases, range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part)
-    write_shards(args.out, "train", simulated(train_bases, range(part, NUM_TRAIN, parts), trunk), part)
+    write_shards(args.out, "val", simulated(val_films, [], range(10**6 + part, 10**6 + NUM_VAL, parts), trunk), part)
+    write_shards(args.out, "train", simulated(train_films, drrs, range(part, NUM_TRAIN, parts), trunk), part)
 
 
 if __name__ == "__main__":

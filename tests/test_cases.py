@@ -14,7 +14,7 @@ import torch
 from radglint import cases as cases_module
 from radglint.cases import Case, crop_slices, load_cases, save_cases
 from radglint.errors import ConfigError
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 
 def some(count: int, seed: int = 0) -> list[Case]:
@@ -113,3 +113,17 @@ def test_pieces_of_a_slab_keep_the_facts_that_touch_them() -> None:
     np.testing.assert_allclose(last.coverage.float(), [[1, 0, 0.1, 0]], atol=1e-3)
     assert crop_slices(slab, (3,), 1) == []  # touched by a tenth of a token: undecided
     assert crop_slices(Case(slab.tokens, ()), (0,), 3)[0].facts == ()
+
+
+def test_context_is_seen_and_not_in_the_bag() -> None:
+    """The middle of three slices is the bag: tokens keep all three, facts and coverage the middle only."""
+    cover = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0]]).half()
+    slab = Case(torch.arange(6.0).reshape(3, 2, 1), (Fact("nodule"), Fact("mass")), cover, "body")
+    (bag,) = crop_slices(slab, [1], 1, context_slices=1)
+    assert bag.tokens.shape == (3, 2, 1)
+    assert [f.concept for f in bag.facts] == ["mass"]
+    assert bag.coverage is not None
+    assert bag.coverage.tolist() == [[1, 0]]
+    for start in (0, 2):
+        with pytest.raises(ConfigError, match="do not fit 3"):
+            crop_slices(slab, [start], 1, context_slices=1)

@@ -9,7 +9,8 @@ import pytest
 
 from radglint.errors import ConfigError, ImageError
 from radglint.image import MedicalImage
-from radglint.simulation.drr import DrrConfig, _project, project_mask, render_drr
+from radglint.simulation.anatomy_ct import LEFT_LUNG, RIGHT_LUNG
+from radglint.simulation.drr import DrrConfig, _project, project_lungs, project_mask, render_drr
 
 AFFINE = np.array([[0, 0, -4.0, 120], [0, -4.0, 0, 80], [4.0, 0, 0, -100], [0, 0, 0, 1]])
 SHAPE = (40, 40, 60)
@@ -112,3 +113,14 @@ def test_real_ct_looks_like_a_chest(shared_data: Path) -> None:
     spine = picture[int(0.35 * rows), int(0.5 * columns)]
     assert max(lungs) < 0.5 < spine
     assert spine - max(lungs) > 0.25
+
+
+def test_labels_become_lung_fields_on_their_sides() -> None:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[4:36, 8:34, 10:26], labels[4:36, 8:34, 34:50] = RIGHT_LUNG, LEFT_LUNG
+    lungs = project_lungs(labels, _ct(_block()))
+    right, left = (np.argwhere(lungs.lung(side))[:, 1].mean() for side in ("right", "left"))
+    assert right < lungs.left.shape[1] / 2 < left
+    assert not lungs.heart.any()
+    with pytest.raises(ImageError, match="CT's shape"):
+        project_lungs(labels[1:], _ct(_block()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -333,3 +334,15 @@ def test_without_depth_mixing_slices_are_independent() -> None:
         whole = mixer(tokens, (2, 2)).reshape(3, 4, 8)
         alone = torch.cat([mixer(tokens[:, k : k + 1], (2, 2)) for k in range(3)])
     torch.testing.assert_close(whole, alone)
+
+
+@pytest.mark.parametrize(("kernel", "layers", "reach"), [(3, 1, 1), (3, 2, 2), (5, 1, 2), (5, None, 4)])
+def test_slices_with_all_their_neighbours_come_out_the_same(kernel: Any, layers: int | None, reach: int) -> None:
+    """Cut to the valid slices, a mixer gives what the whole volume gives there."""
+    torch.manual_seed(0)
+    config = MixerConfig(width=8, num_layers=2, num_heads=2, depth_kernel=kernel, depth_layers=layers, attention=False)
+    mixer = TokenMixer(6, config).eval()
+    volume = torch.randn(2, 11, 4, 6)
+    whole = mixer(volume, (2, 2)).unflatten(1, (11, 4))
+    assert mixer.reach == reach
+    torch.testing.assert_close(mixer(volume, (2, 2), True).unflatten(1, (-1, 4)), whole[:, reach : 11 - reach])

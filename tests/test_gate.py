@@ -240,3 +240,24 @@ def test_defaults_are_those_of_the_method() -> None:
     assert pooling_weights(gate.gate_bias, "sigmoid").item() == pytest.approx(1 / (1 + math.exp(2)))
     assert gate.image_gate.weight.shape == (128, 8)
     assert not hasattr(SparseGate(8, 8, GateConfig(shared_space=True)), "image_gate")
+
+
+def test_a_map_adds_how_well_each_patch_fits_the_text() -> None:
+    """Naive form, patch by patch: log(gate) + w * cos(content, text); without a weight it is the gate's logit."""
+    gate, (tokens, texts) = _gate(map_content_weight=5.0).eval(), _inputs()
+    out = gate(tokens, texts)
+    content, wanted = gate.image_content(tokens), gate.text_content(texts)
+    for t in range(TEXTS):
+        for b in range(BATCH):
+            for p in range(TOKENS):
+                fit = torch.nn.functional.cosine_similarity(content[b, p], wanted[t], dim=0)
+                expected = out.gate_logits[t, b, p].sigmoid().log() + 5 * fit
+                torch.testing.assert_close(out.map_logits[t, b, p], expected, rtol=1e-5, atol=1e-5)
+    plain = _gate().eval()(tokens, texts)
+    assert plain.map_logits is plain.gate_logits
+
+
+def test_a_volume_has_the_same_map_whole_or_by_windows() -> None:
+    gate, (tokens, texts) = _gate(map_content_weight=5.0).eval(), _inputs()
+    by_slice = gate.forward_windows(tokens, texts, depth=TOKENS, window=1)
+    torch.testing.assert_close(by_slice.map_logits, gate(tokens, texts).map_logits)

@@ -91,7 +91,7 @@ def test_held_out_names_are_never_written_in_training() -> None:
 
 def test_no_name_belongs_to_two_concepts() -> None:
     """A phrase means one concept only, held-out phrasings included."""
-    names = [*itertools.chain(*sentences._NAMES.values()), *itertools.chain(*HELD_OUT.values())]
+    names = [*itertools.chain(*sentences.NAMES.values()), *itertools.chain(*HELD_OUT.values())]
     assert len({name.removeprefix("~").lower() for name in names}) == len(names)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from radglint.errors import GeometryError, ImageError, InputError
 from radglint.image import MedicalImage
@@ -14,7 +15,7 @@ from radglint.simulation.anatomy_ct import AIRWAY, HEART, LEFT_LUNG, RIGHT_LUNG,
 from radglint.simulation.ct import CT_CONCEPTS, CtBase, SimulatedVolume, draw_facts, make_base, make_slab, simulate
 from radglint.simulation.ct_base import base_from_image, canonical_volume
 from radglint.simulation.ct_findings import NODULE_DIAMETER_MM
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 SPACING = (4.0, 2.0, 2.0)
 OTHER = {"left": RIGHT_LUNG, "right": LEFT_LUNG}
@@ -240,3 +241,15 @@ def test_anatomy_of_a_real_ct(shared_data: Path) -> None:
     assert 0.2 < litres[HEART] < 1.2
     assert 0.01 < litres[AIRWAY] < 0.15
     assert np.nonzero(anatomy.labels == RIGHT_LUNG)[2].mean() < np.nonzero(anatomy.labels == LEFT_LUNG)[2].mean()
+
+
+def test_twins_share_the_body_and_not_the_findings(base: CtBase) -> None:
+    """Where neither is painted, two painters give the same slab."""
+    first, second = (
+        make_slab(base, np.random.default_rng(4), 4, facts=[fact], painter=np.random.default_rng(k))
+        for k, fact in enumerate((Fact("mass", "left"), Fact("mass", "right")))
+    )
+    assert first.facts != second.facts
+    touched = ndimage.binary_dilation(np.any([*first.masks, *second.masks], axis=0), iterations=25)
+    assert (first.labels == second.labels).all()
+    np.testing.assert_allclose(first.volume_hu[~touched], second.volume_hu[~touched], atol=1e-3)

@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from radglint.simulation.anatomy_cxr import LungFields, LungTokens, find_lungs, fit_lung_tokens, heart_between
 from radglint.simulation.canvas import curve, grow, shrink, smooth_noise, stroke
+from radglint.simulation.facts import Fact, Side, Size, Zone
 from radglint.simulation.radiograph import CONCEPTS, make_image, sample_facts, simulate, vary_geometry
-from radglint.simulation.sentences import Fact, Side, Size, Zone
 
 _SIDED = [name for name in CONCEPTS if name not in {"cardiomegaly", "endotracheal tube", "interstitial pattern"}]
 _DEVICES = {"pacemaker", "central line", "endotracheal tube", "chest tube"}
@@ -219,3 +219,12 @@ def test_a_curve_passes_through_its_points() -> None:
     for point in points:
         assert np.abs(path - point).sum(1).min() < 0.5
     assert stroke((100, 100), path, 3)[40, 60] > 0.9
+
+
+def test_twins_share_the_body_and_not_the_findings(radiograph: np.ndarray, lungs: LungFields) -> None:
+    """Another painter leaves geometry and exposure as they are: most of the picture is the same, to the bit."""
+    first, second = (
+        make_image(radiograph, lungs, np.random.default_rng(3), np.random.default_rng(painter)) for painter in (1, 2)
+    )
+    assert first.facts != second.facts
+    assert (first.image == second.image).mean() > 0.3

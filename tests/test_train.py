@@ -29,6 +29,7 @@ from radglint.train import (
     NOT_IN_LABELS,
     FitConfig,
     SentencePool,
+    batch_order,
     branch_loss,
     fit_branch,
     label_pairs,
@@ -54,7 +55,7 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     """A text tower that knows which concept a sentence names, and adds a little of its wording."""
     rows = []
     for text in texts:
-        named = [c for c in CONCEPTS for n in sentences._NAMES[c] if n.removeprefix("~").lower() in text.lower()]
+        named = [c for c in CONCEPTS for n in sentences.NAMES[c] if n.removeprefix("~").lower() in text.lower()]
         vector = np.random.default_rng(zlib.crc32(text.encode())).normal(0, 0.1, TEXT)
         vector[CONCEPTS.index(max(named, key=named.count)) % TEXT] += 1.0
         rows.append(vector / np.linalg.norm(vector))
@@ -254,3 +255,21 @@ def test_scores_do_not_depend_on_the_chunk() -> None:
         again = score_cases(branch, cases, GRID, texts, chunk)
         torch.testing.assert_close(again[0], scores, atol=2e-2, rtol=0)
         torch.testing.assert_close(again[1], logits, atol=0.15, rtol=0)
+
+
+def test_batches_keep_a_body_together_and_see_every_case() -> None:
+    """Six bodies of two images in batches of four: whole bodies, and all of them in three batches."""
+    cases = [replace(case, group=f"body-{k // 2}") for k, case in enumerate(planted(12, 0))]
+    order = batch_order(cases, FitConfig(batch=4, group_size=2), np.random.default_rng(0))
+    batches = [next(order) for _ in range(3)]
+    for batch in batches:
+        groups = [case.group for case in batch]
+        assert sorted(groups) == sorted(2 * sorted(set(groups)))
+    seen = {id(case) for batch in batches for case in batch}
+    assert seen == {id(case) for case in cases}
+
+
+def test_a_batch_of_groups_of_one_is_any_cases() -> None:
+    cases = planted(10, 0)
+    batch = next(batch_order(cases, FitConfig(batch=64), np.random.default_rng(0)))
+    assert sorted(map(id, batch)) == sorted(map(id, cases))

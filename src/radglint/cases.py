@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from radglint.errors import ConfigError
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Case:
     Attributes:
         tokens: `depth patches embed`, bfloat16, from the frozen trunk.
         facts: what its report states.
-        coverage: `facts (depth * patches)`, float16, share of each token inside the finding, or None if unknown.
-        group: patient or body, for splits.
+        coverage: `facts (depth * patches)`, float16, share of each token inside the finding, or None if unknown; of
+            the bag's slices only, where `tokens` has slices beside the bag (`crop_slices`).
+        group: patient or body, for splits and for batches of one body with different findings.
         real: True for a real, not simulated, finding.
     """
 
@@ -70,7 +71,9 @@ def load_cases(folder: Path, prefix: str) -> list[Case]:
     return cases
 
 
-def crop_slices(case: Case, starts: Sequence[int], num_slices: int, least_tokens: float = 0.25) -> list[Case]:
+def crop_slices(
+    case: Case, starts: Sequence[int], num_slices: int, least_tokens: float = 0.25, context_slices: int = 0
+) -> list[Case]:
     """Cut a slab into shorter ones, each with the facts that touch it.
 
     A long slab is a large bag for a small finding; a report that names the slices ("series 2, image 41") is worth more.
@@ -81,8 +84,15 @@ def crop_slices(case: Case, starts: Sequence[int], num_slices: int, least_tokens
         starts: first slice of each piece.
         num_slices: length of a piece.
         least_tokens: a piece that a finding touches by less than this many tokens is undecided and left out.
+        context_slices: neighbours kept in `tokens` on either end, but in neither facts nor coverage: the mixer sees
+            them, the bag does not hold them.
+
+    Raises:
+        ConfigError: a piece with its context is not within the slab.
     """
     depth = case.tokens.shape[0]
+    if starts and not context_slices <= min(starts) <= max(starts) <= depth - num_slices - context_slices:
+        raise ConfigError(f"starts {list(starts)}: {num_slices} slices with {context_slices} beside do not fit {depth}")
     share = None if case.coverage is None else case.coverage.float().unflatten(-1, (depth, -1))
     pieces = []
     for start in starts:
@@ -92,5 +102,6 @@ def crop_slices(case: Case, starts: Sequence[int], num_slices: int, least_tokens
             continue
         kept = [k for k, amount in enumerate(inside) if amount >= least_tokens]
         cover = share[kept][:, part].flatten(1).half() if share is not None and kept else None
-        pieces.append(Case(case.tokens[part], tuple(case.facts[k] for k in kept), cover, case.group, case.real))
+        tokens = case.tokens[start - context_slices : start + num_slices + context_slices]
+        pieces.append(Case(tokens, tuple(case.facts[k] for k in kept), cover, case.group, case.real))
     return pieces

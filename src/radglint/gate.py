@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 from torch import nn
 
 Pooling = Literal["mean", "softmax", "softmax_null", "sigmoid", "sigmoid_null", "top_k"]
@@ -29,6 +29,7 @@ class GateConfig(BaseModel):
     initial_bias: float = -2.0  # sigmoid(-2) = 0.12; sparsity emerges from there
     null_weight: float = 1.0  # weight of the null slot, in patches
     top_k: PositiveInt = 16
+    map_content_weight: NonNegativeFloat = 0.0  # how much a map also asks how well a patch fits the text
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class GatedScores:
         scores: `texts batch`, cosine in [-1, 1].
         gate_logits: `texts batch tokens`, before the sigmoid.
         gate: `texts batch tokens`, the pooling weights before normalisation, in [0, 1].
+        map_logits: `texts batch tokens`, what a map shows, see `SparseGate.map_logits`.
     """
 
     scores: torch.Tensor
     gate_logits: torch.Tensor
     gate: torch.Tensor
+    map_logits: torch.Tensor
 
 
 def pooling_weights(gate_logits: torch.Tensor, pooling: Pooling, top_k: int = 16) -> torch.Tensor:
@@ -137,6 +140,25 @@ class SparseGate(nn.Module):
             queries = nn.functional.normalize(queries.float(), dim=-1)
             return self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
 
+    def map_logits(self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Evidence for each patch: the gate's logit, or, with a content weight w, log(gate) + w * cos(content, text).
+
+        A gate only has to pick some telling patches; asking too whether a patch fits the text covers the finding better.
+
+        Args:
+            gate_logits: `texts batch tokens`.
+            content: `batch tokens joint`.
+            wanted: `texts joint`, unit length.
+
+        Returns:
+            `texts batch tokens`, float32.
+        """
+        weight = self.config.map_content_weight
+        if weight == 0 or self.training:  # the loss reads no map
+            return gate_logits
+        fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
+        return nn.functional.logsigmoid(gate_logits) + weight * fit
+
     def forward_windows(self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int) -> GatedScores:
         """Like `forward` on a long volume, scored as its best run of slices.
 
@@ -166,7 +188,7 @@ class SparseGate(nn.Module):
         pooled = (summed + null_weight * (self.null if self.null is not None else 0.0)) / (mass + null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbsd,td->tbs", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        return GatedScores(scores.amax(dim=-1), logits, gate)
+        return GatedScores(scores.amax(dim=-1), logits, gate, self.map_logits(logits, content.flatten(1, 2), wanted))
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> GatedScores:
         """Score every text on every image.
@@ -184,4 +206,4 @@ class SparseGate(nn.Module):
         pooled = pool_content(content, gate, self.null, self.config.null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        return GatedScores(scores, logits, gate)
+        return GatedScores(scores, logits, gate, self.map_logits(logits, content, wanted))

@@ -98,15 +98,18 @@ class GlintBranch(nn.Module):
         self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
-    def forward(self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor) -> GatedScores:
+    def forward(
+        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+    ) -> GatedScores:
         """Score texts on cached trunk tokens: the fast path when the trunk is frozen.
 
         Args:
             trunk_tokens: `batch depth patches embed`.
             grid: `(height, width)` of one slice.
             texts: `texts embed`, from the text tower.
+            valid: score only the slices that see all their neighbours; the outer ones are context.
         """
-        return self.gate(self.mixer(trunk_tokens, grid), self.text_adapter(texts))
+        return self.gate(self.mixer(trunk_tokens, grid, valid), self.text_adapter(texts))
 
 
 class GlintModel(nn.Module):

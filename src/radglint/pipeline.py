@@ -3,8 +3,8 @@
     image file --read_image--> MedicalImage --preprocess--> pixels + record (the exact way back)
     pixels --trunk, mixer--> tokens on a grid                              once per image
     query --parse_query--> phrase + assertion --text tower--> embedding    once per phrase
-    tokens, embedding --gate--> cosine score, gate logit per token
-    score --calibration--> probability;  gate logits --calibration--> token logits
+    tokens, embedding --gate--> cosine score, map logit per token
+    score --calibration--> probability;  map logits --calibration--> token logits
     token logits --record--> probability map and mask on the native grid   only when asked for
 
 A model is anything that turns an image and queries into findings: see `Answerer`. GLINT is `GlintAnswerer`; a language
@@ -208,7 +208,7 @@ class GlintAnswerer:
             in_scope = similarity >= self.calibration.scope_threshold and concept in maps.presence
             score = float(gated.scores[k, 0])
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
-            tokens = pixel.slope * gated.gate_logits[k, 0] + pixel.bias
+            tokens = pixel.slope * gated.map_logits[k, 0] + pixel.bias
             findings.append(
                 Finding(
                     query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,

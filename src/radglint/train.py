@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     steps: PositiveInt = 600
     batch: PositiveInt = 48  # images per step
+    group_size: PositiveInt = 1  # cases of one group drawn together: one body with different findings
+    valid_depth: bool = False  # the outer slices of each case are context for the mixer and outside the bag
     learning_rate: float = 7e-4  # peak, after a linear warm-up and before a cosine to zero
     warmup_steps: int = 40
     weight_decay: float = 0.05
@@ -87,6 +89,25 @@ def label_pairs(statements: Sequence[Fact], cases: Sequence[Case]) -> tuple[torc
     return positives, torch.tensor([[v == "fails" for v in row] for row in verdicts])
 
 
+def batch_order(cases: Sequence[Case], config: FitConfig, rng: np.random.Generator) -> Iterator[list[Case]]:
+    """Endless batches, each epoch a new order; up to `group_size` cases of a group stay together.
+
+    Telling one body's images apart takes the finding itself, where telling bodies apart takes anything.
+    """
+    groups: dict[str, list[int]] = {}
+    for k, case in enumerate(cases):
+        groups.setdefault(case.group if config.group_size > 1 else str(k), []).append(k)
+    size = min(config.batch, len(cases))
+    batch: list[Case] = []
+    while True:
+        for name in rng.permutation(sorted(groups)):
+            chosen = rng.permutation(groups[name])[: config.group_size]
+            batch += [cases[k] for k in chosen]
+            if len(batch) >= size:
+                yield batch[:size]
+                batch = []
+
+
 def learning_rate_factor(step: int, config: FitConfig) -> float:
     """Linear warm-up to 1, then cosine to 0."""
     if step < config.warmup_steps:
@@ -103,7 +124,7 @@ def branch_loss(
     tokens = torch.stack([case.tokens for case in cases])
     positives, negatives = label_pairs(statements, cases)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        gated = branch(tokens, grid, texts)
+        gated = branch(tokens, grid, texts, config.valid_depth)
     align = multi_positive_info_nce(gated.scores, positives, branch.logit_scale.exp(), negatives=negatives)
     kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
     sparsity = gate_sparsity_loss(gated.gate, kept, config.sparsity)
@@ -146,8 +167,7 @@ def fit_branch(
     history: list[dict[str, Any]] = []
     branch.train()
     start = time.monotonic()
-    for step in range(config.steps):
-        batch = [cases[k] for k in rng.choice(len(cases), size=min(config.batch, len(cases)), replace=False)]
+    for step, batch in zip(range(config.steps), batch_order(cases, config, rng), strict=False):
         texts, statements = pool.draw(batch, config.sentences_per_fact, rng)
         loss, log = branch_loss(branch, batch, grid, texts, statements, config)
         if not torch.isfinite(loss):
@@ -179,19 +199,20 @@ def _write_progress(branch: GlintBranch, history: list[dict[str, Any]], run: Pat
 
 @torch.inference_mode()
 def score_cases(
-    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, chunk: int = 16
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and gate logits of fixed texts on many cases.
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, chunk: int = 16,
+    valid_depth: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Scores and map logits of fixed texts on many cases (`valid_depth`: their outer slices are context).
 
     Returns:
-        `texts cases` float32 cosine and `texts cases tokens` float16 gate logits.
+        `texts cases` float32 cosine and `texts cases tokens` float16 map logits.
     """
     branch.eval()
     scores, logits = [], []
     for start in range(0, len(cases), chunk):
         tokens = torch.stack([case.tokens for case in cases[start : start + chunk]])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            gated = branch(tokens, grid, texts)
+            gated = branch(tokens, grid, texts, valid_depth)
         scores.append(gated.scores.float())
-        logits.append(gated.gate_logits.half())
+        logits.append(gated.map_logits.half())
     return torch.cat(scores, dim=1), torch.cat(logits, dim=1)

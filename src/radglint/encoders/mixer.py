@@ -23,6 +23,7 @@ class MixerConfig(BaseModel):
     num_heads: PositiveInt = 4
     mlp_ratio: float = 3.0
     depth_kernel: Literal[1, 3, 5] = 1  # slices that one layer sees along depth; 1 = none
+    depth_layers: PositiveInt | None = None  # how many layers, from the first, mix along depth; None = all
     attention: bool = True  # inside a slice; the trunk has had nine blocks of it, so a volume can do without
     dropout: float = 0.1  # on the incoming tokens only: attention without dropout keeps the fused kernel
 
@@ -51,13 +52,15 @@ class DepthMix(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Linear(kernel * width, width)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`batch depth patches width` in and out."""
+    def forward(self, tokens: torch.Tensor, valid: bool = False) -> torch.Tensor:
+        """`batch depth patches width` in and out; `valid` returns only the slices with all their neighbours."""
         reach = self.kernel // 2
-        padded = nn.functional.pad(self.norm(tokens), (0, 0, 0, 0, reach, reach))
-        depth = tokens.shape[1]
+        normal = self.norm(tokens)
+        padded = normal if valid else nn.functional.pad(normal, (0, 0, 0, 0, reach, reach))
+        depth = padded.shape[1] - 2 * reach
         neighbours = torch.cat([padded[:, k : k + depth] for k in range(self.kernel)], dim=-1)
-        return tokens + nn.functional.gelu(self.mix(neighbours))
+        own = tokens[:, reach : reach + depth] if valid else tokens
+        return own + nn.functional.gelu(self.mix(neighbours))
 
 
 class PointwiseLayer(nn.Module):
@@ -88,9 +91,10 @@ class TokenMixer(nn.Module):
         self.enter = nn.Linear(embed_dim, width)
         self.drop = nn.Dropout(config.dropout)
         self.position = nn.Linear(4 * self.NUM_FREQUENCIES, width)
+        mixing = 0 if config.depth_kernel == 1 else min(config.depth_layers or config.num_layers, config.num_layers)
+        self.reach = mixing * (config.depth_kernel // 2)
         self.depth_mixes = nn.ModuleList(
-            DepthMix(width, config.depth_kernel) if config.depth_kernel > 1 else nn.Identity()
-            for _ in range(config.num_layers)
+            DepthMix(width, config.depth_kernel) if k < mixing else nn.Identity() for k in range(config.num_layers)
         )
         self.layers = nn.ModuleList(self._layer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
@@ -104,20 +108,21 @@ class TokenMixer(nn.Module):
             width, config.num_heads, hidden, 0.0, "gelu", batch_first=True, norm_first=True
         )
 
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, grid: tuple[int, ...], valid: bool = False) -> torch.Tensor:
         """Mix tokens.
 
         Args:
             tokens: `batch depth patches embed` (depth 1 for a radiograph).
             grid: `(height, width)` of one slice.
+            valid: return only the slices that see all their neighbours: `reach` fewer on either end.
 
         Returns:
             `batch (depth * patches) width`.
         """
-        batch, depth, patches, _ = tokens.shape
+        batch = tokens.shape[0]
         code = position_code(grid[-2], grid[-1], self.NUM_FREQUENCIES, tokens.device)
         x = self.drop(self.enter(tokens)) + self.position(code)
         for mix_depth, layer in zip(self.depth_mixes, self.layers, strict=True):
-            x = mix_depth(x)
-            x = layer(x.reshape(batch * depth, patches, -1)).reshape(batch, depth, patches, -1)
-        return self.norm(x).reshape(batch, depth * patches, -1)
+            x = mix_depth(x, valid) if isinstance(mix_depth, DepthMix) else x
+            x = layer(x.flatten(0, 1)).unflatten(0, (batch, -1))
+        return self.norm(x).flatten(1, 2)

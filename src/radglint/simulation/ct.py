@@ -27,7 +27,7 @@ from radglint.simulation.anatomy_ct import (
 )
 from radglint.simulation.ct_pleura import PAINTERS
 from radglint.simulation.ct_scene import NoiseModel, Scene, Spacing, measure_noise
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 CT_CONCEPTS: tuple[str, ...] = tuple(PAINTERS)
 """Concepts that can be painted into a CT."""
@@ -196,6 +196,7 @@ def make_slab(
     *,
     facts: Sequence[Fact] | None = None,
     normal_share: float = 0.25,
+    painter: np.random.Generator | None = None,
 ) -> SimulatedVolume:
     """Cut a random slab, deform it, and paint findings whose centre lies in it.
 
@@ -205,6 +206,7 @@ def make_slab(
         num_slices: slices of the slab.
         facts: findings to paint; drawn at random if None.
         normal_share: probability that a random slab has no finding.
+        painter: source of the findings alone, so that two slabs show one body with different findings; `rng` if None.
 
     Raises:
         InputError: the base has no slab of that many slices with lung and without excluded slices.
@@ -214,8 +216,8 @@ def make_slab(
     hu, labels = _deform(base, positions, rng)
     heights = np.array([base.anatomy.height_fraction(p) for p in positions])
     noise = _roughen(hu, base.noise, rng)
-    scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, rng)
-    wanted = draw_facts(rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
+    scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, painter or rng)
+    wanted = draw_facts(painter or rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
     painted, masks = _paint_all(scene, wanted)
     _sharpen(scene.hu, rng)
     return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels)

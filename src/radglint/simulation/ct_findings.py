@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from radglint.simulation.ct_scene import Scene, soft_step
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 Painter = Callable[[Scene, Fact], "np.ndarray | None"]
 """Changes the scene's HU; returns the finding's bool mask, or None if it does not fit (HU then unchanged)."""

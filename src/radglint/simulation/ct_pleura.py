@@ -16,7 +16,7 @@ from radglint.simulation.ct_findings import (
     paint_nodule,
 )
 from radglint.simulation.ct_scene import Scene, soft_step
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 EFFUSION_DEPTH_MM = {"small": (8.0, 18.0), "medium": (20.0, 38.0), "large": (45.0, 80.0)}
 """Largest front-to-back depth of the fluid at the lung base."""

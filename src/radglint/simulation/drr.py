@@ -16,8 +16,11 @@ from torch.nn import functional
 
 from radglint.errors import ConfigError, ImageError
 from radglint.image import MedicalImage
-from radglint.simulation.anatomy_ct import body_mask
+from radglint.simulation.anatomy_ct import HEART, LEFT_LUNG, RIGHT_LUNG, body_mask
+from radglint.simulation.anatomy_cxr import LungFields
 from radglint.simulation.ct_base import to_canonical_axes
+
+_LUNG_PATH_MM, _HEART_PATH_MM = 90.0, 40.0  # a ray belongs to a lung field, or to the heart, from this length inside
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,22 @@ def project_mask(
     as_image = replace(image, array=np.ascontiguousarray(mask, np.float32))
     volume, spacing = _canonical(as_image)
     return _project(volume, spacing, config or DrrConfig()) >= min_path_mm
+
+
+def project_lungs(labels: np.ndarray, image: MedicalImage, config: DrrConfig | None = None) -> LungFields:
+    """Lungs and heart as the radiograph of `render_drr` shows them: where a ray runs far enough inside.
+
+    Args:
+        labels: anatomy labels (`anatomy_ct`) of the CT's native shape.
+        image: the CT.
+        config: the same as for the radiograph.
+
+    Raises:
+        ImageError: the labels' shape is not the CT's.
+    """
+    left, right = (project_mask(labels == n, image, config, min_path_mm=_LUNG_PATH_MM) for n in (LEFT_LUNG, RIGHT_LUNG))
+    heart = project_mask(labels == HEART, image, config, min_path_mm=_HEART_PATH_MM)
+    return LungFields(left=left & ~right, right=right, heart=heart & ~left & ~right)
 
 
 def _canonical(image: MedicalImage) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 Verdict = Literal["holds", "fails", "unknown"]
 

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+import torch
+from torch.nn import functional
 
 from radglint.simulation import radiograph_devices as devices
 from radglint.simulation import radiograph_findings as findings
 from radglint.simulation.anatomy_cxr import LungFields
 from radglint.simulation.canvas import Canvas
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 _MIN_MASK_PX = 20
+_MAX_BEND = 0.022  # standard deviation at the knots, in halves of the picture
 _COUNT_CHANCES = (0.25, 0.4, 0.23, 0.12)
 
 
@@ -82,18 +84,22 @@ CONCEPTS: tuple[str, ...] = tuple(_RECIPES)
 """Every concept that `simulate` can draw, in drawing order."""
 
 
-def make_image(base: np.ndarray, lungs: LungFields, rng: np.random.Generator) -> Simulated:
+def make_image(
+    base: np.ndarray, lungs: LungFields, rng: np.random.Generator, painter: np.random.Generator | None = None
+) -> Simulated:
     """Make one training image: vary the base, draw findings and distractors, vary the exposure.
 
     Args:
         base: A normal radiograph (H, W) in [0, 1], bright = dense.
         lungs: Its anatomy.
         rng: Source of all randomness; the same state gives the same image.
+        painter: Source of findings and distractors alone, so that two images show one body with other findings;
+            `rng` if None.
 
     Returns:
         The image with its facts and masks.
     """
-    made = simulate(*vary_geometry(base, lungs, rng), rng)
+    made = simulate(*vary_geometry(base, lungs, rng), painter or rng)
     return Simulated(vary_exposure(made.image, rng), made.facts, made.masks, made.lungs)
 
 
@@ -146,7 +152,7 @@ def sample_facts(rng: np.random.Generator) -> list[Fact]:
 
 
 def vary_geometry(image: np.ndarray, lungs: LungFields, rng: np.random.Generator) -> tuple[np.ndarray, LungFields]:
-    """Rotate, scale and shift an image and its anatomy slightly; never a mirror image.
+    """Rotate, scale, shift and bend an image and its anatomy slightly; never a mirror image.
 
     Args:
         image: Gray values (H, W) in [0, 1].
@@ -156,23 +162,27 @@ def vary_geometry(image: np.ndarray, lungs: LungFields, rng: np.random.Generator
     Returns:
         The moved image and anatomy.
     """
+    grid = _bent_grid(*image.shape, rng)
+
+    def move(plane: np.ndarray, mode: str) -> np.ndarray:
+        stacked = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]
+        return functional.grid_sample(stacked, grid, mode=mode, align_corners=False)[0, 0].numpy()
+
+    left, right, heart = (move(part, "nearest") > 0.5 for part in (lungs.left, lungs.right, lungs.heart))
+    return move(image, "bilinear"), LungFields(left=left, right=right, heart=heart)
+
+
+def _bent_grid(height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Sampling grid `1 height width 2` of a small turn, scale and shift and a smooth bend of up to about 2 %."""
     turn, scale = np.deg2rad(rng.normal(0, 2.5)), rng.uniform(0.93, 1.1)
-    height, width = image.shape
     cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
-    down, across = rng.normal(0, 0.02, 2) * (height, width)
-    middle = (width / 2, height / 2)
-    matrix = (
-        cos, sin, middle[0] - cos * (middle[0] + across) - sin * (middle[1] + down),
-        -sin, cos, middle[1] + sin * (middle[0] + across) - cos * (middle[1] + down),
-    )  # fmt: skip
-
-    def move(plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        picture = Image.fromarray(np.ascontiguousarray(plane))
-        return np.asarray(picture.transform((width, height), Image.Transform.AFFINE, matrix, resample))
-
-    parts = (lungs.left, lungs.right, lungs.heart)
-    left, right, heart = (move(part.astype(np.uint8), Image.Resampling.NEAREST) > 0 for part in parts)
-    return move(image.astype(np.float32), Image.Resampling.BILINEAR), LungFields(left=left, right=right, heart=heart)
+    down, across = rng.normal(0, 0.04, 2)  # the picture is 2 units wide
+    centres = [(np.arange(count) + 0.5) * 2 / count - 1 for count in (height, width)]
+    y, x = np.meshgrid(*centres, indexing="ij")
+    turned = np.stack([cos * (x - across) + sin * (y - down), cos * (y - down) - sin * (x - across)])
+    knots = torch.from_numpy(rng.normal(0, rng.uniform(0, _MAX_BEND), (1, 2, 7, 7)))
+    bend = functional.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True)[0].numpy()
+    return torch.from_numpy((turned + bend).transpose(1, 2, 0).astype(np.float32))[None]
 
 
 def vary_exposure(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,7 @@ from radglint.simulation.canvas import (
     stroke,
     window,
 )
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 _MARKERS = ("L", "R", "AP", "PA", "PORTABLE", "SUPINE", "ERECT", "SEMI ERECT", "L  JS", "R  KM")
 

@@ -21,7 +21,7 @@ from radglint.simulation.canvas import (
     stroke,
     window,
 )
-from radglint.simulation.sentences import Fact
+from radglint.simulation.facts import Fact
 
 _NODULE_RADIUS_PX = {"small": (3.5, 6.0), "medium": (6.0, 10.0), "large": (10.0, 15.0)}
 _MASS_RADIUS_PX = {"small": (15.0, 22.0), "medium": (22.0, 32.0), "large": (32.0, 46.0)}

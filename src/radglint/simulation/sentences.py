@@ -1,266 +1,18 @@
 """Report sentences for findings whose place and size are known.
 
-A `Fact` is what a simulator drew; `write` says it in one of many ways, from a bare query
-("pleural effusion") to a full report line ("There is a small left pleural effusion."). Some phrasings are
-kept in `HELD_OUT` and are never written in training, so that a test can ask in words the model never read.
-
-Names are stored with a leading ``~`` where English takes no article ("~consolidation", "~pleural fluid").
+`write` says a `Fact` in one of many ways, from a bare query ("pleural effusion") to a full report line ("There is a
+small left pleural effusion.").
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Side = Literal["left", "right", "bilateral"]
-Zone = Literal["upper", "mid", "lower"]
-Size = Literal["small", "medium", "large"]
+from radglint.simulation.facts import CONCEPTS, HELD_OUT, NAMES, Fact
 
-
-@dataclass(frozen=True)
-class Fact:
-    """One finding as a report would state it; sides are the patient's.
-
-    Attributes:
-        concept: A key of `BANK`.
-        side: Patient side, or None where the finding has none (the heart, an endotracheal tube).
-        zone: Height in the lung, or None.
-        size: Rough size, or None.
-    """
-
-    concept: str
-    side: Side | None = None
-    zone: Zone | None = None
-    size: Size | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a concept without names.
-
-        Raises:
-            ValueError: If `concept` is unknown.
-        """
-        if self.concept not in _NAMES:
-            raise ValueError(f"concept: expected one of {', '.join(_NAMES)}; got {self.concept!r}")
-
-
-_NAMES: dict[str, tuple[str, ...]] = {
-    "nodule": (
-        "nodule",
-        "pulmonary nodule",
-        "lung nodule",
-        "nodular opacity",
-        "nodular density",
-        "rounded opacity",
-        "solitary pulmonary nodule",
-        "solid nodule",
-        "small round opacity",
-        "spot on the lung",
-        "nodular lesion",
-    ),
-    "mass": (
-        "mass",
-        "lung mass",
-        "pulmonary mass",
-        "mass lesion",
-        "tumour",
-        "tumor",
-        "lung tumor",
-        "lobulated mass",
-        "mass-like opacity",
-        "large rounded opacity",
-        "neoplasm",
-        "~lung cancer",
-        "bronchogenic carcinoma",
-    ),
-    "consolidation": (
-        "~consolidation",
-        "airspace opacity",
-        "infiltrate",
-        "~pneumonia",
-        "~airspace consolidation",
-        "~airspace disease",
-        "focal opacity",
-        "patchy opacity",
-        "~lobar pneumonia",
-        "~lobar consolidation",
-        "area of consolidation",
-        "alveolar opacity",
-        "pulmonary infiltrate",
-        "~lung infection",
-        "infectious infiltrate",
-    ),
-    "ground-glass opacity": (
-        "ground-glass opacity",
-        "ground glass opacity",
-        "hazy opacity",
-        "~ground-glass opacification",
-        "GGO",
-        "~haziness",
-        "~ground-glass opacities",
-        "faint hazy density",
-        "~ground glass change",
-        "veil-like opacity",
-    ),
-    "pleural effusion": (
-        "pleural effusion",
-        "effusion",
-        "~pleural fluid",
-        "pleural fluid collection",
-        "~fluid in the pleural space",
-        "hydrothorax",
-        "~blunting of the costophrenic angle",
-        "~fluid around the lung",
-        "layering effusion",
-    ),
-    "pneumothorax": (
-        "pneumothorax",
-        "~pleural air",
-        "~air in the pleural space",
-        "PTX",
-        "~lung collapse from pleural air",
-        "~visible pleural line with absent lung markings",
-        "apical pneumothorax",
-    ),
-    "atelectasis": (
-        "~atelectasis",
-        "~volume loss",
-        "~collapse",
-        "~partial lung collapse",
-        "~linear atelectasis",
-        "~subsegmental atelectasis",
-        "~plate-like atelectasis",
-        "~bandlike opacity",
-        "~discoid atelectasis",
-        "~atelectatic change",
-    ),
-    "cardiomegaly": (
-        "~cardiomegaly",
-        "enlarged heart",
-        "~cardiac enlargement",
-        "enlarged cardiac silhouette",
-        "big heart",
-        "enlarged heart shadow",
-        "~enlargement of the cardiac silhouette",
-        "increased cardiothoracic ratio",
-        "~heart enlargement",
-    ),
-    "interstitial pattern": (
-        "interstitial pattern",
-        "~interstitial markings",
-        "reticular pattern",
-        "~reticular opacities",
-        "~interstitial opacities",
-        "~interstitial oedema",
-        "~interstitial edema",
-        "~septal lines",
-        "~Kerley B lines",
-        "~interstitial thickening",
-        "~pulmonary fibrosis",
-        "~interstitial lung disease",
-        "~fibrosis",
-    ),
-    "emphysema": (
-        "~emphysema",
-        "~emphysematous change",
-        "~pulmonary emphysema",
-        "~centrilobular emphysema",
-        "~bullae",
-        "~emphysematous destruction",
-        "~areas of low attenuation without walls",
-    ),
-    "pacemaker": (
-        "pacemaker",
-        "cardiac pacemaker",
-        "pacemaker generator",
-        "~pacemaker leads",
-        "~pacing leads",
-        "cardiac device",
-        "pacing device",
-        "implanted cardiac device",
-        "dual lead pacemaker",
-        "ICD",
-    ),
-    "central line": (
-        "central line",
-        "central venous catheter",
-        "central venous line",
-        "CVC",
-        "venous catheter",
-        "PICC line",
-        "jugular catheter",
-        "subclavian catheter",
-        "port catheter",
-    ),
-    "endotracheal tube": (
-        "endotracheal tube",
-        "ET tube",
-        "ETT",
-        "breathing tube",
-        "tube in the trachea",
-        "~tracheal intubation",
-    ),
-    "chest tube": (
-        "chest tube",
-        "chest drain",
-        "pleural drain",
-        "thoracostomy tube",
-        "intercostal drain",
-        "pleural tube",
-    ),
-    "rib fracture": (
-        "rib fracture",
-        "fractured rib",
-        "broken rib",
-        "displaced rib fracture",
-        "fracture of a rib",
-        "~rib fractures",
-    ),
-    "calcified nodule": (
-        "calcified nodule",
-        "calcified granuloma",
-        "granuloma",
-        "calcification",
-        "~pulmonary calcification",
-        "dense calcified nodule",
-        "calcified lung nodule",
-        "calcific density",
-    ),
-    "hiatal hernia": (
-        "hiatal hernia",
-        "hiatus hernia",
-        "~hernia",
-        "diaphragmatic hernia",
-        "retrocardiac hernia",
-        "~herniation of the stomach into the chest",
-    ),
-}
-
-HELD_OUT: dict[str, tuple[str, ...]] = {
-    "nodule": ("coin lesion", "nodular focus", "small round lesion in the lung"),
-    "mass": ("pulmonary neoplasm", "space-occupying lesion", "malignant growth"),
-    "consolidation": ("~parenchymal opacification", "pneumonic infiltrate", "~alveolar consolidation"),
-    "ground-glass opacity": ("~ground-glass attenuation", "~hazy opacification"),
-    "pleural effusion": ("~pleural liquid", "~water around the lung", "pleural collection"),
-    "pneumothorax": ("~air around the lung", "collapsed lung with pleural air"),
-    "atelectasis": ("~collapsed lung tissue", "~band atelectasis"),
-    "cardiomegaly": ("~large heart size", "dilated heart", "widened heart shadow"),
-    "interstitial pattern": ("~reticulation", "~thickened interlobular septa"),
-    "emphysema": ("~destroyed air-filled lung", "~COPD with emphysema"),
-    "pacemaker": ("pulse generator", "implantable pacing system"),
-    "central line": ("central catheter", "internal jugular line"),
-    "endotracheal tube": ("intubation tube", "airway tube"),
-    "chest tube": ("thoracic drain", "pleural catheter"),
-    "rib fracture": ("cracked rib", "costal fracture"),
-    "calcified nodule": ("healed granuloma", "nodular calcification"),
-    "hiatal hernia": ("stomach hernia", "sliding hiatal hernia"),
-}
-"""Names per concept that training never writes: the unseen phrasings of an evaluation."""
-
-CONCEPTS: tuple[str, ...] = tuple(_NAMES)
-"""Every concept a sentence can be written for."""
+__all__ = ["BANK", "CONCEPTS", "HELD_OUT", "Fact", "negated", "normal_sentences", "write", "write_report"]
 
 _PLEURAL = frozenset({"pleural effusion", "pneumothorax", "chest tube"})
 _DEVICE = frozenset({"pacemaker", "central line", "endotracheal tube"})
@@ -291,7 +43,7 @@ _BOTH_ZONE_WORDS = {
 def _bank() -> dict[str, tuple[str, ...]]:
     """Make the canonical prompts: three to five plain names, and two sentences of the first."""
     bank = {}
-    for concept, names in _NAMES.items():
+    for concept, names in NAMES.items():
         plain = [_bare(name) for name in names[:5]]
         bank[concept] = (*dict.fromkeys((concept, *plain)), _existential(names[0]))
     return bank
@@ -308,7 +60,7 @@ def write(fact: Fact, rng: np.random.Generator, *, held_out: bool = False) -> st
     Returns:
         One phrase; words for side, zone and size are sometimes left out, never wrong.
     """
-    name = _pick((HELD_OUT if held_out else _NAMES)[fact.concept], rng)
+    name = _pick((HELD_OUT if held_out else NAMES)[fact.concept], rng)
     if rng.random() < 0.22:
         return _finish(_bare(name), rng)
     sized = bool(fact.size) and not _SIZED_NAME_WORDS & set(name.split())
@@ -345,7 +97,7 @@ def negated(concept: str, rng: np.random.Generator) -> str:
     Returns:
         A sentence such as "No evidence of pneumothorax."
     """
-    name = _bare(_pick(_NAMES[concept], rng))
+    name = _bare(_pick(NAMES[concept], rng))
     template = _pick(
         ("No {}.", "no {}", "There is no {}.", "No evidence of {}.", "Without {}.", "No {} is seen.",
          "Negative for {}.", "No {} identified.", "no sign of {}", "Absence of {}.", "No definite {}."),

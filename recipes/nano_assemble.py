@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
+from nano_features_cxr import fold
 from nano_fit import BRANCHES, GRIDS, bags, text_tower
 from radglint.cases import Case, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
@@ -30,12 +31,13 @@ from radglint.quantize import quantize_in_place
 from radglint.scope import OUTSIDE
 from radglint.simulation.entailment import holds_for
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
-from radglint.train import score_cases
+from radglint.train import NOT_IN_LABELS, score_cases
 
 PRIOR = 0.25  # assumed share of images with a finding when it is asked for
 # A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
 VOLUME_SLICES = {"CXR": 1, "CT": 80}
 SLICES_WITHOUT = {"CXR": 0.0, "CT": 4.0}  # slices without a finding for each that shows it, where masks are thresholded
+CALIBRATION_FOLDS = (0, 1)  # of the held-out patients with real labels; the rest judge the decisions
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
 MORE_PROMPTS = {
@@ -72,11 +74,17 @@ def prompt_bank() -> dict[str, list[str]]:
     return {c: list(dict.fromkeys(p)) for c, p in plain.items()} | {OUTSIDE: list(OUTSIDE_PROMPTS)}
 
 
-def logistic(values: np.ndarray, labels: np.ndarray) -> LogisticMap:
-    """Platt scaling at the assumed prior, with a slope that is never negative."""
-    share = labels.mean()
-    weight = np.where(labels, PRIOR / share, (1 - PRIOR) / (1 - share))
-    fit = LogisticRegression(C=10.0).fit(values[:, None], labels, sample_weight=weight)
+def logistic(*domains: tuple[np.ndarray, np.ndarray]) -> LogisticMap:
+    """Platt scaling at the assumed prior, with a slope that is never negative; every domain weighs the same.
+
+    Args:
+        domains: scores and labels of simulated cases, of real ones.
+    """
+    weights = []
+    for _, labels in domains:
+        weights.append(np.where(labels, PRIOR / labels.sum(), (1 - PRIOR) / (~labels).sum()))
+    values, labels = (np.concatenate(parts) for parts in zip(*domains, strict=True))
+    fit = LogisticRegression(C=1e4).fit(values[:, None], labels, sample_weight=np.concatenate(weights))
     return LogisticMap(slope=max(float(fit.coef_[0, 0]), 1e-3), bias=float(fit.intercept_[0]))
 
 
@@ -119,29 +127,45 @@ def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray], empty: np.nd
     return LogisticMap(slope=1.0, bias=-float(cuts[int(np.argmax(rows))]))
 
 
-def calibrate(branch: GlintBranch, cases: list[Case], modality: str, text: TextEncoder) -> ModalityCalibration:
+def calibrate(
+    branch: GlintBranch, cases: list[Case], real: list[Case], modality: str, text: TextEncoder
+) -> ModalityCalibration:
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
     for concept in BANK:
         verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
-        simulated = [k for k in np.flatnonzero(verdicts == "holds") if cases[k].coverage is not None]
-        if len(simulated) < MIN_POSITIVES:
+        shown = np.flatnonzero(verdicts == "holds")
+        if len(shown) < MIN_POSITIVES:
             continue
-        known = verdicts != "unknown"
         with torch.inference_mode():
             texts = text.embed(list(BANK[concept]))
         scores, logits = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True)
+        known = verdicts != "unknown"
         labels = (verdicts == "holds")[known]
-        values, labels = volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])
-        presence[concept] = logistic(values, labels)
-        pooled.append((values, labels))
-        truth = [coverage_of(cases[k], concept) for k in simulated]
+        domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])]
+        domains += real_scores(branch, real, concept, modality, texts)
+        presence[concept] = logistic(*domains)
+        pooled += domains
         mean_map = logits.float().mean(dim=0).numpy()
+        truth = [coverage_of(cases[k], concept) for k in shown]
         empty = mean_map[verdicts == "fails"]
-        pixels[concept] = best_pixel_map(mean_map[simulated], truth, empty, SLICES_WITHOUT[modality])
-    default = logistic(np.concatenate([v for v, _ in pooled]), np.concatenate([y for _, y in pooled]))
+        pixels[concept] = best_pixel_map(mean_map[shown], truth, empty, SLICES_WITHOUT[modality])
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
-    return ModalityCalibration(presence=presence, presence_default=default, pixel=mean, pixel_by_concept=pixels)
+    return ModalityCalibration(
+        presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels
+    )
+
+
+def real_scores(
+    branch: GlintBranch, cases: list[Case], concept: str, modality: str, texts: torch.Tensor
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Scores and labels on real images, if their labels know the concept and show it often enough."""
+    verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+    known = verdicts != "unknown"
+    if concept in NOT_IN_LABELS or (verdicts == "holds").sum() < MIN_POSITIVES:
+        return []
+    scores, _ = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True)
+    return [(scores[:, known].numpy().ravel(), np.tile((verdicts == "holds")[known], len(texts)))]
 
 
 def coverage_of(case: Case, concept: str) -> np.ndarray:
@@ -179,11 +203,14 @@ def main() -> None:
     text = text_tower(args.text)
     folders = {"CXR": args.cxr, "CT": args.ct}
     held_out = {m: bags(load_cases(f, "val"), m) for m, f in folders.items()}
-    maps = {m: calibrate(model.branches[m], cases, m, text) for m, cases in held_out.items()}
+    real = [c for c in load_cases(args.cxr, "real_test") if fold(c.group.split("|")[0]) in CALIBRATION_FOLDS]
+    labelled = {"CXR": real, "CT": []}
+    maps = {m: calibrate(model.branches[m], cases, labelled[m], m, text) for m, cases in held_out.items()}
     calibration = Calibration(
         modalities=maps,
         scope_threshold=SCOPE_THRESHOLD,
-        origin=f"simulated findings in held-out patients (NIH ChestX-ray14, LIDC-IDRI-0314), assumed prior {PRIOR:.0%}",
+        origin=f"simulated findings in held-out patients (NIH ChestX-ray14, LIDC-IDRI-0314) and {len(real)} labelled "
+        f"radiographs of others of them, assumed prior {PRIOR:.0%}",
     )
     provenance = json.loads((Path(__file__).parent / "nano_provenance.json").read_text())
     card = Path(__file__).parents[1] / "MODEL_CARD.md"

@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import radglint
+from nano_assemble import CALIBRATION_FOLDS
 from nano_features_cxr import NIH_CONCEPTS, fold
 
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
@@ -39,6 +40,11 @@ def auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
     return None if few else round(float(roc_auc_score(positive, scores)), 3)
 
 
+def share(decisions: np.ndarray) -> float | None:
+    """How many are yes, or None without any."""
+    return round(float(decisions.mean()), 3) if len(decisions) else None
+
+
 def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dict]:
     """Label against score on the patients of folds 0 to 3; cross-checks by view."""
     records = [r for r in json.loads((folder / "records.json").read_text()) if fold(r["patient"]) < 4]
@@ -48,6 +54,9 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
     decided = {q: np.array([findings[k].present for findings in answers]) for k, q in enumerate(queries)}
     views = np.array([r["view"] for r in records])
     healthy = np.array([r["labels"] == ["No Finding"] for r in records])
+    judged = np.array(
+        [fold(r["patient"]) not in CALIBRATION_FOLDS for r in records]
+    )  # decisions were calibrated on the rest
     rows: dict[str, dict] = {}
     for label in LABELS:
         query = NIH_CONCEPTS[label]
@@ -59,9 +68,9 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
         rows[label] = {"query": query, "n": int(positive.sum()),
                        "auroc": auroc(positive[usable], scores[query][usable]),
                        "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
-                       "sensitivity": round(float(decided[query][positive].mean()), 3) if positive.any() else None,
-                       "false_alarms_on_normal": round(float(decided[query][healthy].mean()), 3)}  # fmt: skip
-    rows["images"] = {"n": len(records), "normal": int(healthy.sum())}
+                       "sensitivity": share(decided[query][positive & judged]),
+                       "false_alarms_on_normal": share(decided[query][healthy & judged])}  # fmt: skip
+    rows["images"] = {"n": len(records), "normal": int(healthy.sum()), "judged": int(judged.sum())}
     return rows
 
 

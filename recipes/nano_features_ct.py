@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -24,9 +24,13 @@ from radglint.nifti import read_nifti
 from radglint.preprocess import CtPreprocess
 from radglint.simulation.ct import CtBase, make_base, make_slab
 from radglint.simulation.ct_base import base_from_image
+from radglint.simulation.ct_real import read_lesions
+from radglint.simulation.ct_scene import Lesion
 
 NUM_TRAIN, NUM_VAL, NUM_SLICES = 2400, 150, 3  # bodies; each is painted twice. The middle slice of three is the bag
 SEED = 20261122
+LESIONS_FROM, OFF_LUNGS_SHARE = 1200, 0.15  # bodies from here on show real nodules too, and also neck and abdomen
+TEST_PATIENTS = frozenset({"LIDC-IDRI-0001", "LIDC-IDRI-0314"})
 GRID = (22, 28)
 # Where our own look at the slices found haze, atelectasis or scars beside the outlined tumours (RAS+ z, mm).
 HAZY = {"lungdx_a0001": (-264, -121), "fourd_lung_113": (-1042, -894), "partial_lungfcp_01_0001": (30, 93)}
@@ -92,14 +96,20 @@ def coverage(masks: tuple[np.ndarray, ...]) -> torch.Tensor | None:
     return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
 
 
-def simulated(bases: list[CtBase], chances: np.ndarray, bodies: range, trunk: Trunk) -> Iterator[Case]:
-    """Two slabs per body: the same slices, deformation and noise with other findings."""
+def simulated(
+    bases: list[CtBase], chances: np.ndarray, bodies: range, trunk: Trunk, lesions: Sequence[Lesion]
+) -> Iterator[Case]:
+    """Two slabs per body, the same slices, deformation and noise with other findings; one without, off the lungs."""
     for body in bodies:
-        for twin in (0, 1):
+        later = LESIONS_FROM <= body < NUM_TRAIN
+        off_lungs = later and np.random.default_rng([SEED, 5, body]).random() < OFF_LUNGS_SHARE
+        for twin in (0,) if off_lungs else (0, 1):
             rng = np.random.default_rng([SEED, 3, body])
             base = bases[int(rng.choice(len(bases), p=chances))]
-            painter = np.random.default_rng([SEED, 4, body, twin])
-            slab = make_slab(base, rng, NUM_SLICES, normal_share=0.2, painter=painter)
+            slab = make_slab(
+                base, rng, NUM_SLICES, facts=[] if off_lungs else None, normal_share=0.2, with_lung=not off_lungs,
+                painter=np.random.default_rng([SEED, 4, body, twin]), lesions=lesions if later else (),
+            )  # fmt: skip
             tokens = trunk.tokens(window(slab.volume_hu).astype(np.float32))
             group = f"{Path(base.name).parent.name}/{body}"
             yield Case(tokens, tuple(slab.facts), coverage(slab.masks), group)
@@ -109,6 +119,7 @@ def main() -> None:
     """Simulate, encode, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", type=Path)
+    parser.add_argument("lesions", type=Path)
     parser.add_argument("trunk", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shard", default="0/1", help="part/parts")
@@ -118,9 +129,10 @@ def main() -> None:
     trunk = Trunk(args.trunk)
     val_base = load_base(args.ct, VAL_BASE)
     val_bodies = range(10**6 + part, 10**6 + NUM_VAL, parts)
-    write_shards(args.out, "val", simulated([val_base], np.ones(1), val_bodies, trunk), part)
+    write_shards(args.out, "val", simulated([val_base], np.ones(1), val_bodies, trunk, ()), part)
     bases, chances = train_bases(args.ct)
-    write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk), part)
+    lesions = read_lesions(args.lesions, bases[0].anatomy.spacing_mm, TEST_PATIENTS)
+    write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk, lesions), part)
 
 
 if __name__ == "__main__":

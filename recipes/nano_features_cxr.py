@@ -37,6 +37,7 @@ from radglint.simulation.radiograph import make_image
 NUM_TRAIN, NUM_VAL, SHARD_CASES = 2200, 200, 100  # bodies; each is painted twice
 SEED = 20261122
 GRID = (28, 28)
+FILM_PX = 512  # side of the square radiographs
 # "No Finding" radiographs with a port, a pacemaker, disease or a bad position to our own eye: patient, follow-ups.
 NOT_NORMAL = {
     347: "000", 1281: "000", 1401: "001", 1697: "014", 1841: "000", 2104: "006", 2376: "001", 3361: "004 012",
@@ -134,7 +135,7 @@ def simulated(films: list[Base], drrs: list[Base], bodies: range, trunk: Trunk) 
 
 
 def drr_base(volume: CtBase, patient: str, facts: tuple[Fact, ...], rng: np.random.Generator) -> Base:
-    """A radiograph of a CT stretched a little in height and width, from a random distance, in a random display."""
+    """A radiograph of a CT, stretched a little, from a random distance and in a random display, in a film's frame."""
     stretch = np.array([2.5, 1, 1]) * rng.uniform(0.93, 1.07, 3)
     lowest = max(0, int(volume.anatomy.lung_bottom - rng.uniform(10, 40) / 2.5))
     affine = np.zeros((4, 4))
@@ -146,7 +147,23 @@ def drr_base(volume: CtBase, patient: str, facts: tuple[Fact, ...], rng: np.rand
         local_contrast=float(rng.uniform(0.2, 0.8)),
     )  # fmt: skip
     lungs = project_lungs(volume.anatomy.labels[lowest:], ct, view)
-    return Base(render_drr(ct, view).array, lungs, patient, facts)
+    return framed(Base(render_drr(ct, view).array, lungs, patient, facts), rng)
+
+
+def framed(base: Base, rng: np.random.Generator) -> Base:
+    """Cut the sides to the lungs with a margin, as a radiographer does, and bring it to the square of the others."""
+    columns = np.flatnonzero(base.lungs.both.any(axis=0))
+    margin = float(rng.uniform(0.12, 0.25)) * (columns[-1] - columns[0])
+    sides = slice(max(0, int(columns[0] - margin)), int(columns[-1] + margin))
+
+    def square(plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        cut = np.ascontiguousarray(plane[:, sides], np.float32)
+        return np.asarray(Image.fromarray(cut).resize((FILM_PX, FILM_PX), resample))
+
+    parts = (base.lungs.left, base.lungs.right, base.lungs.heart)
+    left, right, heart = (square(part, Image.Resampling.NEAREST) > 0.5 for part in parts)
+    picture = square(base.picture, Image.Resampling.BILINEAR).clip(0, 1)
+    return replace(base, picture=picture, lungs=LungFields(left=left, right=right, heart=heart))
 
 
 def drr_bases(folder: Path, patients: dict[str, str | None]) -> list[Base]:

@@ -36,7 +36,7 @@ GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 STEPS = {"CXR": 1000, "CT": 1000}
 BRANCHES = {
     "CXR": BranchConfig(
-        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-3.0)
+        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-4.0)
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),
@@ -44,7 +44,7 @@ BRANCHES = {
     ),
 }  # fmt: skip
 BATCH = 48
-SPARSITY = {"CXR": ("none", 0.0, 0.05), "CT": ("budget", 5.0, 0.03)}  # kind, weight, share of patches
+SPARSITY = {"CXR": ("budget", 5.0, 0.05), "CT": ("budget", 5.0, 0.03)}  # kind, weight, share of patches
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
 

@@ -310,9 +310,9 @@ def test_all_48_orientations_share_one_canvas() -> None:
 def test_batches_of_slices_and_queries_change_nothing(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = [*PHRASES, "no nodule", "opacity", "large mass"]
     wanted = pipeline.ask(IMAGES["CT"], queries)
-    for slices, texts in ((1, 1), (3, 2), (1000, 1000)):
+    for slices, gates in ((1, 1), (3, 500), (1000, 10**9)):
         monkeypatch.setattr(pipeline_module, "SLICES_AT_ONCE", slices)
-        monkeypatch.setattr(pipeline_module, "QUERIES_AT_ONCE", texts)
+        monkeypatch.setattr(pipeline_module, "GATES_AT_ONCE", gates)
         same(pipeline.ask(IMAGES["CT"], queries), wanted, atol=1e-5)
 
 

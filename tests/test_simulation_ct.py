@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from radglint.simulation.anatomy_ct import AIRWAY, HEART, LEFT_LUNG, RIGHT_LUNG,
 from radglint.simulation.ct import CT_CONCEPTS, CtBase, SimulatedVolume, draw_facts, make_base, make_slab, simulate
 from radglint.simulation.ct_base import base_from_image, canonical_volume
 from radglint.simulation.ct_findings import NODULE_DIAMETER_MM
+from radglint.simulation.ct_real import make_lesion, paint_lesion, read_lesions
+from radglint.simulation.ct_scene import Lesion, Scene
 from radglint.simulation.facts import Fact
 
 SPACING = (4.0, 2.0, 2.0)
@@ -253,3 +257,78 @@ def test_twins_share_the_body_and_not_the_findings(base: CtBase) -> None:
     touched = ndimage.binary_dilation(np.any([*first.masks, *second.masks], axis=0), iterations=25)
     assert (first.labels == second.labels).all()
     np.testing.assert_allclose(first.volume_hu[~touched], second.volume_hu[~touched], atol=1e-3)
+
+
+def _lesion(diameter_mm: float = 12.0, hu: float = 60.0) -> Lesion:
+    """A ball on a fine grid, brought to the phantom's spacing; its surroundings are lung of -600 HU."""
+    fine = (1.0, 0.5, 0.5)
+    axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip((33, 65, 65), fine, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
+    inside = np.sqrt(sum(axis**2 for axis in grid)) <= diameter_mm / 2
+    return make_lesion(np.where(inside, hu, -600.0), inside, fine, SPACING, diameter_mm, calcified=False)
+
+
+def test_a_resampled_lesion_keeps_its_volume() -> None:
+    lesion = _lesion(14.0)
+    volume = lesion.inside.sum() * np.prod(SPACING)
+    assert volume == pytest.approx(np.pi / 6 * 14**3, rel=0.2)
+    assert lesion.share[lesion.inside].min() == 1
+    assert lesion.share.min() == 0
+
+
+def test_a_real_lesion_brings_its_hu_and_its_outline(base: CtBase) -> None:
+    scene = Scene(
+        base.volume_hu.copy(), base.anatomy.labels, np.linspace(0, 1, len(base.volume_hu)), SPACING, base.noise,
+        np.random.default_rng(0),
+    )  # fmt: skip
+    centre = np.argwhere(scene.lung("left")).mean(axis=0)
+    mask = paint_lesion(scene, _lesion(), centre, scene.room("left"))
+    assert mask is not None
+    assert np.abs(np.argwhere(mask).mean(axis=0) - centre).max() < 1.5
+    assert np.median(scene.hu[mask]) == pytest.approx(60, abs=15)
+    assert (scene.hu[~scene.room("left")] == base.volume_hu[~scene.room("left")]).all()
+    assert paint_lesion(scene, _lesion(), np.array([-99.0, 0, 0]), scene.room("left")) is None
+
+
+def test_slabs_take_real_lesions_of_the_right_size(base: CtBase) -> None:
+    """Every second lesion or more is the given one: its HU of 300 is no made nodule's."""
+    lesions = [_lesion(12.0, 300.0), _lesion(40.0, 900.0)]
+    hits = 0
+    for seed in range(12):
+        facts = [Fact("nodule", "left", None, "medium")]
+        made = make_slab(base, np.random.default_rng(seed), 5, facts=facts, lesions=lesions)
+        hits += sum(float(np.median(made.volume_hu[mask])) > 200 for mask in made.masks)
+    assert 4 <= hits <= 11
+
+
+def test_slabs_off_the_lungs_come_from_anywhere(base: CtBase) -> None:
+    """In a scan whose upper half has no lung, only slabs from anywhere show none."""
+    labels = base.anatomy.labels.copy()
+    labels[len(labels) // 2 :] = 1
+    cut = replace(base, anatomy=replace(base.anatomy, labels=labels))
+    shown = {True: [], False: []}
+    for with_lung, found in shown.items():
+        for seed in range(20):
+            slab = make_slab(cut, np.random.default_rng(seed), 3, facts=[], with_lung=with_lung)
+            found.append(bool((slab.labels == LEFT_LUNG).any()))
+    assert all(shown[True])
+    assert 0 < sum(shown[False]) < 20
+
+
+def test_lidc_crops_are_read_with_their_axes(tmp_path: Path) -> None:
+    """Stored x, y, slice; a bright column along the slices stays one."""
+    hu = np.full((8, 9, 4), -800, np.int16)
+    hu[2, 5, :] = 100
+    np.savez(tmp_path / "lidc_nodules.npz", **{"a/ct": hu, "a/mask": (hu > 0).astype(np.uint8)})
+    record = {"id": "a", "patient_id": "P1", "spacing": [1.0, 1.0, 2.0], "diameter_mm": 7.0, "calcification": "Solid"}
+    (tmp_path / "records.json").write_text(json.dumps([record]))
+    (lesion,) = read_lesions(tmp_path, (2.0, 1.0, 1.0))
+    assert lesion.hu.shape == (4, 9, 8)
+    assert lesion.calcified
+    assert (lesion.hu[:, 5, 2] == 100).all()
+    assert read_lesions(tmp_path, (2.0, 1.0, 1.0), frozenset({"P1"})) == []
+    (tmp_path / "records.json").write_text(json.dumps([record | {"id": "b"}]))
+    with pytest.raises(InputError, match="no lesions could be read"):
+        read_lesions(tmp_path, (2.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="outline"):
+        make_lesion(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool), SPACING, SPACING, 5.0, calcified=False)

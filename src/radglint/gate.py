@@ -143,7 +143,7 @@ class SparseGate(nn.Module):
     def map_logits(self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Evidence for each patch: the gate's logit, or, with a content weight w, log(gate) + w * cos(content, text).
 
-        A gate only has to pick some telling patches; asking too whether a patch fits the text covers the finding better.
+        A gate only has to pick some telling patches; asking also whether a patch fits the text shows more of it.
 
         Args:
             gate_logits: `texts batch tokens`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from radglint.geometry import shear_deg
@@ -30,6 +29,8 @@ def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
         `nibabel.Nifti1Image` (or `Nifti2Image` for a NIfTI-2 source), uint8, in mm. Nothing else of the source header,
         such as a description that could name the patient, is taken over.
     """
+    import nibabel as nib  # not at the top: a radiograph's answer has no use for it, and it costs 0.15 s
+
     data = mask.transpose(2, 1, 0).view(np.uint8)
     affine = np.asarray(image.nifti_affine)
     source = image.source_header

@@ -35,7 +35,7 @@ from radglint.scope import ConceptIndex
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
 SLICES_AT_ONCE = 8
-QUERIES_AT_ONCE = 16
+GATES_AT_ONCE = 2**20  # queries times tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +182,9 @@ class GlintAnswerer:
         """Score all phrases, then calibrate each."""
         embeddings = self._embed([query.phrase for query in queries])
         findings: list[Finding] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            part = slice(start, start + QUERIES_AT_ONCE)
+        step = max(1, GATES_AT_ONCE // encoded.tokens.shape[1])
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
             gated = self._gate(encoded, embeddings[part])
             findings += self._calibrated(encoded, queries[part], gated, threshold)
         return findings

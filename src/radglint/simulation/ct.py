@@ -26,7 +26,7 @@ from radglint.simulation.anatomy_ct import (
     zone_of_height,
 )
 from radglint.simulation.ct_pleura import PAINTERS
-from radglint.simulation.ct_scene import NoiseModel, Scene, Spacing, measure_noise
+from radglint.simulation.ct_scene import Lesion, NoiseModel, Scene, Spacing, measure_noise
 from radglint.simulation.facts import Fact
 
 CT_CONCEPTS: tuple[str, ...] = tuple(PAINTERS)
@@ -197,6 +197,8 @@ def make_slab(
     facts: Sequence[Fact] | None = None,
     normal_share: float = 0.25,
     painter: np.random.Generator | None = None,
+    lesions: Sequence[Lesion] = (),
+    with_lung: bool = True,
 ) -> SimulatedVolume:
     """Cut a random slab, deform it, and paint findings whose centre lies in it.
 
@@ -206,24 +208,26 @@ def make_slab(
         num_slices: slices of the slab.
         facts: findings to paint; drawn at random if None.
         normal_share: probability that a random slab has no finding.
-        painter: source of the findings alone, so that two slabs show one body with different findings; `rng` if None.
+        painter: source of the findings alone, so that two slabs show one body with other findings; `rng` if None.
+        lesions: real nodules and masses to take as well as made ones.
+        with_lung: False cuts anywhere, the neck and the abdomen too.
 
     Raises:
         InputError: the base has no slab of that many slices with lung and without excluded slices.
     """
-    start, step = _choose_slices(base, rng, num_slices)
+    start, step = _choose_slices(base, rng, num_slices, with_lung)
     positions = start + step * np.arange(num_slices)
     hu, labels = _deform(base, positions, rng)
     heights = np.array([base.anatomy.height_fraction(p) for p in positions])
     noise = _roughen(hu, base.noise, rng)
-    scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, painter or rng)
+    scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, painter or rng, lesions)
     wanted = draw_facts(painter or rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
     painted, masks = _paint_all(scene, wanted)
     _sharpen(scene.hu, rng)
     return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels)
 
 
-def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int) -> tuple[float, float]:
+def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int, with_lung: bool) -> tuple[float, float]:
     """First slice position and step (in base slices) of a slab that is allowed."""
     lungs = ((base.anatomy.labels == RIGHT_LUNG) | (base.anatomy.labels == LEFT_LUNG)).sum(axis=(1, 2))
     enough = lungs > 0.12 * lungs.max()
@@ -234,7 +238,8 @@ def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int) -> t
             step, span = 1.0, num_slices - 1
         start = float(rng.uniform(0, max(len(lungs) - 1 - span, 0)))
         used = slice(int(start), int(np.ceil(start + span)) + 1)
-        if not base.excluded[used].any() and enough[int(start + span / 2)] and enough[used].mean() > 0.6:
+        lung = not with_lung or (enough[int(start + span / 2)] and enough[used].mean() > 0.6)
+        if lung and not base.excluded[used].any():
             return start, step
     raise InputError(f"{base.name}: no {num_slices} slices with lung and without excluded slices; use fewer slices")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from radglint.simulation.ct_real import paint_lesion
 from radglint.simulation.ct_scene import Scene, soft_step
 from radglint.simulation.facts import Fact
 
@@ -16,8 +17,9 @@ Painter = Callable[[Scene, Fact], "np.ndarray | None"]
 
 NODULE_DIAMETER_MM = {"small": (4.5, 9.0), "medium": (9.0, 18.0), "large": (18.0, 30.0)}
 """Diameter range of each nodule size."""
-MASS_DIAMETER_MM = {"small": (30.0, 36.0), "medium": (36.0, 46.0), "large": (46.0, 62.0)}
+MASS_DIAMETER_MM = {"small": (23.0, 36.0), "medium": (36.0, 46.0), "large": (46.0, 62.0)}
 """Diameter range of each mass size."""
+_REAL_SHARE = 0.67  # of nodules and masses that are real ones, where there are real ones of that size
 _REACH = {"small": 0.6, "medium": 0.85, "large": 1.25}
 
 
@@ -109,6 +111,9 @@ def _edge_mm(scene: Scene) -> float:
 def paint_nodule(scene: Scene, fact: Fact) -> np.ndarray | None:
     """A nodule of 4.5 to 30 mm: smooth, lobulated or spiculated; solid, part-solid or ground-glass."""
     low, high = NODULE_DIAMETER_MM[fact.size or "medium"]
+    real = _paint_real(scene, fact, low, high)
+    if real is not None:
+        return real
     texture = scene.rng.choice(["solid", "part-solid", "ground-glass"], p=[0.72, 0.13, 0.15])
     texture = "solid" if high < 10 and texture == "part-solid" else str(texture)
     return _paint_lump(scene, fact, scene.rng.uniform(low, high), texture)
@@ -121,9 +126,20 @@ def paint_calcified_nodule(scene: Scene, fact: Fact) -> np.ndarray | None:
 
 
 def paint_mass(scene: Scene, fact: Fact) -> np.ndarray | None:
-    """A lobulated or spiculated mass of 30 to 62 mm; about half of them abut the pleura or mediastinum."""
+    """A lobulated or spiculated mass of 23 to 62 mm; about half of them abut the pleura or mediastinum."""
     low, high = MASS_DIAMETER_MM[fact.size or "medium"]
-    return _paint_lump(scene, fact, scene.rng.uniform(low, high), "mass")
+    real = _paint_real(scene, fact, low, high)
+    return real if real is not None else _paint_lump(scene, fact, scene.rng.uniform(low, high), "mass")
+
+
+def _paint_real(scene: Scene, fact: Fact, low_mm: float, high_mm: float) -> np.ndarray | None:
+    """A real lesion of a size, in two of three cases if there is one; None leaves it to the made ones."""
+    fitting = [x for x in scene.lesions if low_mm <= x.diameter_mm <= high_mm and not x.calcified]
+    if not fitting or scene.rng.random() > _REAL_SHARE:
+        return None
+    lesion = fitting[int(scene.rng.integers(len(fitting)))]
+    centre = _pick_centre(scene, fact, (min(lesion.diameter_mm / 3, 12.0), 200.0))
+    return None if centre is None else paint_lesion(scene, lesion, centre, scene.room(fact.side or "bilateral"))
 
 
 def _paint_lump(scene: Scene, fact: Fact, diameter_mm: float, texture: str) -> np.ndarray | None:

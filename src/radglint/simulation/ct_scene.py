@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,6 +28,25 @@ class NoiseModel:
     blur_px: float = 0.8
 
 
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """A real lesion on the grid of the scans that it goes into.
+
+    Attributes:
+        hu: float32 `slices height width`, HU.
+        inside: bool, the outline.
+        share: float32 in [0, 1], how much of the scan each voxel replaces: 1 inside, falling off around it.
+        diameter_mm: of the outline, as published.
+        calcified: solid or laminated calcification.
+    """
+
+    hu: np.ndarray
+    inside: np.ndarray
+    share: np.ndarray
+    diameter_mm: float
+    calcified: bool
+
+
 @dataclass(eq=False)
 class Scene:
     """A stack of axial slices that findings are painted into.
@@ -38,6 +58,7 @@ class Scene:
         spacing_mm: slice, row and column step.
         noise: noise of the scan.
         rng: source of everything random.
+        lesions: real lesions to take instead of made ones, now and then.
     """
 
     hu: np.ndarray
@@ -46,6 +67,7 @@ class Scene:
     spacing_mm: Spacing
     noise: NoiseModel
     rng: np.random.Generator
+    lesions: Sequence[Lesion] = ()
     _rooms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def lung(self, side: str) -> np.ndarray:

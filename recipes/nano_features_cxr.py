@@ -34,7 +34,7 @@ from radglint.simulation.drr import DrrConfig, project_lungs, render_drr
 from radglint.simulation.facts import Fact
 from radglint.simulation.radiograph import make_image
 
-NUM_TRAIN, NUM_VAL, SHARD_CASES = 2200, 200, 100  # bodies; each is painted twice
+NUM_TRAIN, NUM_VAL, SHARD_CASES = 1250, 200, 100  # bodies; each is painted twice
 SEED = 20261122
 GRID = (28, 28)
 FILM_PX = 512  # side of the square radiographs

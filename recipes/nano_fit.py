@@ -34,13 +34,14 @@ from radglint.train import FitConfig, fit_branch, score_cases
 
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 STEPS = {"CXR": 1000, "CT": 1000}
+GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0, map_score_weight=8.0)
 BRANCHES = {
     "CXR": BranchConfig(
-        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GateConfig(initial_bias=-4.0)
+        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GATE
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),
-        gate=GateConfig(initial_bias=-4.0), score_window_slices=1,
+        gate=GATE, score_window_slices=1,
     ),
 }  # fmt: skip
 BATCH = 48

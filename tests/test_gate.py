@@ -242,22 +242,28 @@ def test_defaults_are_those_of_the_method() -> None:
     assert not hasattr(SparseGate(8, 8, GateConfig(shared_space=True)), "image_gate")
 
 
-def test_a_map_adds_how_well_each_patch_fits_the_text() -> None:
-    """Naive form, patch by patch: log(gate) + w * cos(content, text); without a weight it is the gate's logit."""
-    gate, (tokens, texts) = _gate(map_content_weight=5.0).eval(), _inputs()
+def test_a_map_adds_how_well_each_patch_and_the_image_fit_the_text() -> None:
+    """Naive form, patch by patch: log(gate) + v * cos(content, text) + w * score; without weights the gate's logit."""
+    gate, (tokens, texts) = _gate(map_content_weight=5.0, map_score_weight=3.0).eval(), _inputs()
     out = gate(tokens, texts)
     content, wanted = gate.image_content(tokens), gate.text_content(texts)
     for t in range(TEXTS):
         for b in range(BATCH):
             for p in range(TOKENS):
                 fit = torch.nn.functional.cosine_similarity(content[b, p], wanted[t], dim=0)
-                expected = out.gate_logits[t, b, p].sigmoid().log() + 5 * fit
+                expected = out.gate_logits[t, b, p].sigmoid().log() + 5 * fit + 3 * out.scores[t, b]
                 torch.testing.assert_close(out.map_logits[t, b, p], expected, rtol=1e-5, atol=1e-5)
     plain = _gate().eval()(tokens, texts)
     assert plain.map_logits is plain.gate_logits
 
 
-def test_a_volume_has_the_same_map_whole_or_by_windows() -> None:
-    gate, (tokens, texts) = _gate(map_content_weight=5.0).eval(), _inputs()
-    by_slice = gate.forward_windows(tokens, texts, depth=TOKENS, window=1)
-    torch.testing.assert_close(by_slice.map_logits, gate(tokens, texts).map_logits)
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_patch_of_a_volume_gets_the_best_score_of_the_runs_it_is_in(window: int) -> None:
+    """Five slices of one token each: naive search over the runs that hold the slice."""
+    gate, (tokens, texts) = _gate(map_score_weight=3.0).eval(), _inputs()
+    out = gate.forward_windows(tokens, texts, depth=TOKENS, window=window)
+    for d in range(TOKENS):
+        runs = range(max(0, d - window + 1), min(d, TOKENS - window) + 1)
+        scores = torch.stack([gate(tokens[:, start : start + window], texts).scores for start in runs]).amax(dim=0)
+        expected = out.gate_logits[..., d].sigmoid().log() + 3 * scores
+        torch.testing.assert_close(out.map_logits[..., d], expected, rtol=1e-4, atol=1e-4)

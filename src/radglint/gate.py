@@ -30,6 +30,7 @@ class GateConfig(BaseModel):
     null_weight: float = 1.0  # weight of the null slot, in patches
     top_k: PositiveInt = 16
     map_content_weight: NonNegativeFloat = 0.0  # how much a map also asks how well a patch fits the text
+    map_score_weight: NonNegativeFloat = 0.0  # and how well the whole image fits, or in a volume the patch's slice
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ def _window_sums(per_slice: torch.Tensor, window: int) -> torch.Tensor:
     return per_slice.unfold(2, window, 1).sum(dim=-1)
 
 
+def _best_of_windows(scores: torch.Tensor, depth: int) -> torch.Tensor:
+    """Best score of the runs that hold each slice: `texts batch windows` to `texts batch depth`."""
+    window = depth - scores.shape[-1] + 1
+    padded = nn.functional.pad(scores, (window - 1, window - 1), value=-1.0)  # a cosine is no less
+    return padded.unfold(-1, window, 1).amax(dim=-1)
+
+
 class SparseGate(nn.Module):
     """Text-conditioned pooling with a gate space of its own.
 
@@ -140,24 +148,28 @@ class SparseGate(nn.Module):
             queries = nn.functional.normalize(queries.float(), dim=-1)
             return self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
 
-    def map_logits(self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Evidence for each patch: the gate's logit, or, with a content weight w, log(gate) + w * cos(content, text).
+    def map_logits(
+        self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor:
+        """Evidence for each patch: log(gate) + v * cos(content, text) + w * score; with v = w = 0 the gate's logit.
 
-        A gate only has to pick some telling patches; asking also whether a patch fits the text shows more of it.
+        A gate only has to pick some telling patches; asking also whether a patch fits the text shows more of it, and
+        asking whether its slice fits keeps one stray patch of a long volume below a finding.
 
         Args:
             gate_logits: `texts batch tokens`.
             content: `batch tokens joint`.
             wanted: `texts joint`, unit length.
+            scores: `texts batch tokens` or `texts batch 1`, the score of what each patch was pooled with.
 
         Returns:
             `texts batch tokens`, float32.
         """
-        weight = self.config.map_content_weight
-        if weight == 0 or self.training:  # the loss reads no map
+        content_weight, score_weight = self.config.map_content_weight, self.config.map_score_weight
+        if self.training or content_weight == score_weight == 0:  # the loss reads no map
             return gate_logits
         fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
-        return nn.functional.logsigmoid(gate_logits) + weight * fit
+        return nn.functional.logsigmoid(gate_logits) + content_weight * fit + score_weight * scores
 
     def forward_windows(self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int) -> GatedScores:
         """Like `forward` on a long volume, scored as its best run of slices.
@@ -188,7 +200,9 @@ class SparseGate(nn.Module):
         pooled = (summed + null_weight * (self.null if self.null is not None else 0.0)) / (mass + null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbsd,td->tbs", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        return GatedScores(scores.amax(dim=-1), logits, gate, self.map_logits(logits, content.flatten(1, 2), wanted))
+        by_token = _best_of_windows(scores, depth).repeat_interleave(logits.shape[-1] // depth, dim=-1)
+        maps = self.map_logits(logits, content.flatten(1, 2), wanted, by_token)
+        return GatedScores(scores.amax(dim=-1), logits, gate, maps)
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> GatedScores:
         """Score every text on every image.
@@ -206,4 +220,4 @@ class SparseGate(nn.Module):
         pooled = pool_content(content, gate, self.null, self.config.null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        return GatedScores(scores, logits, gate, self.map_logits(logits, content, wanted))
+        return GatedScores(scores, logits, gate, self.map_logits(logits, content, wanted, scores[..., None]))

@@ -125,6 +125,12 @@ def test_chunk_sizes_do_not_matter(pooling, chunk_elements: int) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_no_texts_give_no_scores() -> None:
+    tokens, texts = _inputs()
+    out = align(_gate(), tokens, texts[:0])
+    assert out.scores.shape == out.gate_mass.shape == (0, BATCH)
+
+
 def _larger(pooling, texts: int = 48) -> tuple[SparseGate, torch.Tensor, torch.Tensor]:
     """Three images of 80 tokens; the first tokens of each resemble one another, as a region's do."""
     with torch.random.fork_rng(devices=[]):

@@ -153,7 +153,7 @@ class _ImageByImage(torch.autograd.Function):
     """`3 texts batch`: scores, mass and squares. Only the inputs are kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, form: _Form, tokens: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, form: _Form, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
         ctx.form = form
         ctx.save_for_backward(tokens, *others)
         texts, layers = _Texts(*others[:4]), _Layers(*(_to(x, form.product) for x in others[4:]))
@@ -165,7 +165,7 @@ class _ImageByImage(torch.autograd.Function):
     def backward(ctx: Any, d_sums: torch.Tensor) -> tuple[Any, ...]:
         form, (tokens, *others) = ctx.form, ctx.saved_tensors
         texts, layers = _Texts(*others[:4]), _Layers(*(_to(x, form.product) for x in others[4:]))
-        gradients = [None if x is None else torch.zeros_like(x) for x in others]
+        gradients: list[Any] = [None if x is None else torch.zeros_like(x) for x in others]
         d_texts, d_layers = _Texts(*gradients[:4]), _Layers(*gradients[4:])
         d_tokens = torch.empty_like(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
@@ -174,7 +174,7 @@ class _ImageByImage(torch.autograd.Function):
         return None, d_tokens, *gradients
 
 
-def _to(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+def _to(tensor: torch.Tensor | None, dtype: torch.dtype) -> Any:
     return None if tensor is None else tensor.to(dtype)
 
 

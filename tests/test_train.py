@@ -222,6 +222,17 @@ def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any) -> None:
     assert not torch.allclose(other, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_the_budget_is_that_of_the_configuration() -> None:
+    images, texts = planted(4, seed=5), embed(["pneumothorax"])
+
+    def sparsity(budget: float) -> float:
+        config = FitConfig(sparsity="budget", sparsity_weight=1.0, sparsity_budget=budget)
+        return branch_loss(tiny_branch(), images, GRID, texts, [AIR], config)[1]["sparsity"]
+
+    assert sparsity(0.9) == 0.0
+    assert sparsity(0.01) > sparsity(0.1) > 0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     cases = planted(8, seed=0)
     broken = [replace(case, tokens=case.tokens * float("nan")) for case in cases]

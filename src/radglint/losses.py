@@ -104,11 +104,29 @@ def gate_sparsity_loss(
     Naive form: budget: mean over positive (t, b) of max(mean_p g - budget, 0) ** 2;
         negatives: mean over other (t, b) of mean_p g; binarise: mean over positive (t, b) and p of g (1 - g).
     """
-    if kind == "none":
-        return gate.new_zeros(())
-    chosen = gate[~positives] if kind == "negatives" else gate[positives]
-    if chosen.numel() == 0:
-        return gate.new_zeros(())
+    return sparsity_of_sums(gate.sum(-1), gate.square().sum(-1), gate.shape[-1], positives, kind, budget)
+
+
+def sparsity_of_sums(
+    mass: torch.Tensor, squares: torch.Tensor, num_tokens: int, positives: torch.Tensor, kind: SparsityKind,
+    budget: float = 0.05,
+) -> torch.Tensor:  # fmt: skip
+    """`gate_sparsity_loss` from the sums over tokens that `align` gives, where no gate is in memory.
+
+    Args:
+        mass: `texts batch`, sum of the gate over the tokens.
+        squares: `texts batch`, sum of its square.
+        num_tokens: tokens of one image.
+        positives: as there.
+        kind: as there.
+        budget: as there.
+
+    Naive form: as there, with mean_p g = mass / num_tokens and mean_p g (1 - g) = (mass - squares) / num_tokens.
+    """
+    chosen = ~positives if kind == "negatives" else positives
+    if kind == "none" or not bool(chosen.any()):
+        return mass.new_zeros(())
     if kind == "budget":
-        return (chosen.mean(dim=-1) - budget).clamp_min(0).square().mean()
-    return chosen.mean() if kind == "negatives" else (chosen * (1 - chosen)).mean()
+        return (mass[chosen] / num_tokens - budget).clamp_min(0).square().mean()
+    per_pair = mass if kind == "negatives" else mass - squares
+    return per_pair[chosen].mean() / num_tokens

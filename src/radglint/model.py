@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from tokenizers import Tokenizer
 from torch import nn
 
+from radglint.alignment import Alignment, align
 from radglint.encoders.backbones import build_backbone, image_encoder
 from radglint.encoders.features import PatchFeatures, grey_to_channels
 from radglint.encoders.mixer import MixerConfig, TokenMixer
@@ -110,6 +111,12 @@ class GlintBranch(nn.Module):
             valid: score only the slices that see all their neighbours; the outer ones are context.
         """
         return self.gate(self.mixer(trunk_tokens, grid, valid), self.text_adapter(texts))
+
+    def align(
+        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+    ) -> Alignment:
+        """What the losses need of `forward`, in memory that does not grow with the sentences; arguments as there."""
+        return align(self.gate, self.mixer(trunk_tokens, grid, valid), self.text_adapter(texts))
 
 
 class GlintModel(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from radglint.cases import Case
-from radglint.losses import SparsityKind, gate_sparsity_loss, multi_positive_info_nce
+from radglint.losses import SparsityKind, multi_positive_info_nce, sparsity_of_sums
 from radglint.model import GlintBranch
 from radglint.simulation.entailment import holds_for, spoken
 from radglint.simulation.sentences import Fact, write
@@ -124,11 +124,12 @@ def branch_loss(
     tokens = torch.stack([case.tokens for case in cases])
     positives, negatives = label_pairs(statements, cases)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        gated = branch(tokens, grid, texts, config.valid_depth)
-    align = multi_positive_info_nce(gated.scores, positives, branch.logit_scale.exp(), negatives=negatives)
+        aligned = branch.align(tokens, grid, texts, config.valid_depth)
+    align = multi_positive_info_nce(aligned.scores, positives, branch.logit_scale.exp(), negatives=negatives)
     kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
-    sparsity = gate_sparsity_loss(gated.gate, kept, config.sparsity)
-    mass = gated.gate.detach().sum(dim=-1)
+    sums = (aligned.gate_mass, aligned.gate_squares, aligned.num_tokens)
+    sparsity = sparsity_of_sums(*sums, kept, config.sparsity, config.sparsity_budget)
+    mass = aligned.gate_mass.detach()
     log = {
         "align": float(align.detach()),
         "sparsity": float(sparsity.detach()),

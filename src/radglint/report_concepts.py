@@ -15,12 +15,10 @@ from radglint.scope import OUTSIDE
 from radglint.simulation.facts import HELD_OUT, NAMES
 
 _SHADE = r"(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|shadow(?:s|ing)?|infiltrat(?:es?|ions?)|attenuation)"
-_HEART = (
-    r"(?:heart|cardiac|cardio\s?-?mediastinal)(?:\s+(?:silhouettes?|size|shadows?|contours?|and\s+mediastin\w+))*"
-)
+_HEART = r"(?:heart|cardiac|cardio\s?-?mediastinal)(?:\s+(?:silhouettes?|size|shadows?|contours?|and\s+mediastin\w+))*"
 _COUPLE = (
     r"(?:is|are|was|has|been|remains?|appears?|seems?|be|to|not|no|longer|again|stable|stably|also|somewhat|mildly"
-    r"|slightly|moderately|severely|markedly|minimally|grossly|significantly|diffusely|borderline|mild|top|[,:])"
+    r"|slightly|moderately|severely|markedly|minimally|grossly|significantly|diffusely|borderline|mild|top|:)"
 )
 _ORGANS = (
     r"(?:aort\w*|arter\w+|coronary|vascular|vessels?|atheroscl\w+|arterioscl\w+|lymph\w*|nod(?:es?|al)|hil(?:ar|um|a)"
@@ -47,12 +45,12 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
         r"(?:pulmonary\s+|lung\s+)?infections?(?:\s+process)?", r"infectious\s+(?:process|etiology|infiltrates?|disease)",
         r"parenchymal\s+(?:disease|process)",
     ),
-    "ground-glass opacity": (r"ground[\s-]+glass(?:\s+(?:changes?|appearance))?", "haziness"),
+    "ground-glass opacity": (r"ground[\s-]*glass(?:\s+(?:changes?|appearance))?", "haziness"),
     "pleural effusion": (
         r"(?:pleural\s+)?effusions?", r"pleural\s+fluid(?:\s+collections?)?", "empyemas?", "h(?:a?e)mothora(?:x|ces)",
         r"blunt(?:ing|ed)\b(?:\s+[\w-]+){0,6}?\s+(?:costophrenic|cp|sulc(?:us|i)|pleural)"
-        r"(?:\s+(?:angles?|sulc(?:us|i)|spaces?|recess(?:es)?))?",
-        r"(?:costophrenic|cp)\s+(?:angles?|sulc(?:us|i)|recess(?:es)?)(?:\s+[\w-]+){0,4}?\s+blunt(?:ed|ing)",
+        r"(?:\s+(?:angles?|sulc(?:us|i)|spaces?|recess(?:es)?|xxxx))?",
+        r"(?:costophrenic|cp)\s+(?:angles?|sulc(?:us|i)|recess(?:es)?|xxxx)(?:\s+[\w-]+){0,4}?\s+blunt(?:ed|ing)",
     ),
     "pneumothorax": (r"(?:hydro)?pneumothora(?:x|ces|xes)", "ptx", r"pleural\s+air(?:\s+collections?)?"),
     "atelectasis": (
@@ -92,7 +90,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
         r"pigtail(?:\s+(?:catheters?|drains?))?", "pleurx(?:\\s+catheter)?",
     ),
     "rib fracture": (
-        r"ribs?\s+(?:(?!or\b|and\b)\w+\s+){0,3}?fractures?", r"fractures?(?:[\s,]+[\w()-]+){0,9}?[\s,]+ribs?",
+        r"ribs?(?:\s+(?!no\b|without\b|and\b|are\b|is\b)[\w-]+){0,5}?\s+fractures?", r"fractures?(?:[\s,]+[\w()-]+){0,12}?[\s,]+ribs?",
         r"(?:fractured|broken)\s+(?:\w+\s+){0,3}?ribs?",
     ),
     "calcified nodule": (
@@ -110,6 +108,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
         r"|granulomas?|shadows?)",
         r"(?:subcutaneous|soft\s+tissue|mediastinal|surgical)\s+(?:air|emphysema|gas)",
         r"(?:inguinal|ventral|umbilical|incisional|dis[ck]|abdominal\s+wall)\s+herniat?\w*",
+        r"(?:prior|old|previous|remote|tb|tubercul\w+|granulomatous|fungal|urinary)\s+(?:\w+\s+)?infections?",
         r"(?:cardiac\s+)?(?:ekg|ecg|telemetry|monitor\w*)\s+(?:\w+\s+)?(?:leads?|wires?|devices?)",
         r"(?:vertebra\w*|body|compression)(?:\s+\w+)?\s+collapse\w*", r"(?:bone|mineral)\s+(?:mineral\s+)?density",
         rf"calcifi\w+(?:\s+(?!nodul|granul)[\w-]+){{0,4}}?\s+{_ORGANS}\b(?!\s+(?:nodul|granulom))",
@@ -119,24 +118,26 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 
 # What a shade in the lung is called by the first of these words that stands before it.
 _SHADE_TYPES: tuple[tuple[str, str], ...] = (
-    (rf"\b{_OTHER_BODY}\b|artifact", OUTSIDE),
+    (rf"\b{_OTHER_BODY}\b|artifact|\bheart\b|silhouette", OUTSIDE),
     (r"reticulo-?nodular|interstiti|reticular|septal", "interstitial pattern"),
     (r"(?<!non-)(?<!non)calcif", "calcified nodule"),
     (r"mass-?\s?like|\blarge\s+round", "mass"),
     (r"nodular|\bround|\bcoin\b|\bovoid", "nodule"),
-    (r"ground[\s-]+glass|\bhazy|veil", "ground-glass opacity"),
-    (r"linear|band-?\s?like|plate-?\s?like|streaky|strand|discoid|subsegmental|atelecta|\bband\b", "atelectasis"),
+    (r"ground[\s-]*glass|\bhazy|veil", "ground-glass opacity"),
+    (r"linear|band-?\s?like|plate-?\s?like|streaky|strand|discoid|subsegmental|atelectatic|\bband\b", "atelectasis"),
     (r"air\s?-?space|alveolar|patchy|focal|consolidat|confluent|lobar|infect|pneumon|parenchym|pulmonary|lung|basilar"
      r"|retrocardiac|\blobes?\b", "consolidation"),
 )  # fmt: skip
 _SHADE_PHRASE = re.compile(
-    rf"(?P<before>(?:(?!(?:is|are|was|of|in|with|without|no|not|or|the|a|an|which|may|there|has|have)\b)[\w/.-]+"
+    rf"(?P<before>(?:(?!(?:is|are|was|of|in|with|without|no|not|or|the|a|an|which|may|there|has|have|versus|vs)\b)[\w/.-]+"
     rf"(?:,\s*|\s+)){{0,6}})(?P<head>{_SHADE})\b",
     re.IGNORECASE,
 )
 _PLAIN_SHADE = re.compile(r"opacit|opacif|infiltrat", re.IGNORECASE)
 _SIGN = re.compile(
-    rf"(?:{_SHADE}|blunt(?:ing|ed)(?:\s+[\w-]+)*|(?:costophrenic|cp).*blunt\w+)$", re.IGNORECASE
+    r"(?<!interstitial )(?<!reticular )(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|shadow(?:s|ing)?|attenuation|blunt(?:ing|ed)(?:\s+[\w-]+)*"
+    r"|(?:costophrenic|cp).*blunt\w+)$",
+    re.IGNORECASE,
 )
 # A calcification counts only where no other organ is named: most are of the aorta or of lymph nodes.
 _BARE_CALCIUM = re.compile(r"calcifications?$", re.IGNORECASE)

@@ -22,12 +22,16 @@ _FINE = (
     r"|(?:not|non)[\s-]*enlarged)"
 )
 _HEART = r"(?:heart|cardiac|cardio\s?-?\s?mediastinal|cardio\s?-?\s?pericardial)"
-_NOT_FINE = r"(?:enlarg|abnormal|promin|stable(?!\s+and)|unchang|cardiomeg|border|upper|clear\b|lungs?\b|not\b|tortu|calcif)"
+_NOT_FINE = (
+    r"(?:enlarg|abnormal|promin|stable(?!\s+and)|unchang|cardiomeg|border|upper|clear\b|lungs?\b|not\b|tortu|calcif)"
+)
 _BONE = (
     r"(?:(?:bony|osseous|skeletal)\s+(?:thora\w+|structures?|elements?|skeleton|abnormalit\w+)|osseous|bones?|ribs?"
     r"|rib\s+cage|skeletal|skeleton|bony)"
 )
-_HARM = r"(?:abnormalit(?:y|ies)|disease|process(?:es)?|findings?|patholog(?:y|ies)|illness|problems?|disorder|lesions?)"
+_HARM = (
+    r"(?:abnormalit(?:y|ies)|disease|process(?:es)?|findings?|patholog(?:y|ies)|illness|problems?|disorder|lesions?)"
+)
 _NONE = r"(?:no|without|negative\s+for|free\s+of|absence\s+of|reveals?\s+no|shows?\s+no|nor|not\s+\w+\s+any)"
 _NEXT = r"(?:[\s,/-]+(?!(?:but|is|are|and\s+no)\b)[\w-]+)"
 _EXAM = r"(?:stud(?:y|ies)|exam(?:ination)?s?|radiograph\w*|x-?\s?-?(?:rays?|xxxx)|films?|views?|cxr|series|evaluation)"
@@ -47,7 +51,7 @@ _LUNGS_FINE = re.compile(
     r"\b(?P<what>(?:lungs?|lung\s+(?:fields?|xxxx|parenchyma|zones|apices)|pulmonary\s+parenchyma|hemithora\w+))\b"
     r"(?:\s*:|(?:[\s,]+(?:is|are|remain|remains|appears?|and|pleural|spaces?|both|also|grossly|well|expanded"
     r"|aerated|inflated|bilaterally|symmetric\w*|fully|essentially|relatively|well-\w+|hyper\w+|hypo\w+|normally"
-    r"|mildly|xxxx|now|completely|the|to|be|clinically|mediastinum|volumes?|a|are|otherwise)){0,9}?)\s+"
+    r"|mildly|xxxx|now|completely|the|to|be|clinically|mediastinum|volumes?|low|a|are|but|demonstrate)){0,9}?)\s+"
     r"(?P<state>clear|normal|unremarkable|within\s+normal\s+limits)\b(?!\s+(?:of|in\s+volume|volumes?|inflat|expan))"
     r"|\b(?:clear|normal|unremarkable|clear\s+and\s+expanded)\s+(?:bilateral\s+|appearing\s+)?(?P<what2>lungs?)\b"
     r"(?!\s+(?:volume|inflat|expan|aerat|mark|bases))",
@@ -71,7 +75,7 @@ _BONES_FINE = re.compile(
     _FLAGS,
 )
 _NO_HARM = re.compile(
-    rf"\b{_NONE}\b(?P<middle>(?:{_NEXT}){{0,8}}?)[\s,]+{_HARM}\b(?P<after>[^.;,]*)",
+    rf"\b{_NONE}\b(?P<middle>(?:{_NEXT}){{0,8}}?)[\s,]+{_HARM}\b(?!\s+(?:of|progress\w+|change\w*)\b)(?P<after>[^.;,]*)",
     _FLAGS,
 )
 _ELSEWHERE = re.compile(
@@ -80,10 +84,12 @@ _ELSEWHERE = re.compile(
     r"|metasta\w+|interstitial|other|additional|pleural|suspicious|residual|emphysem\w+|pericard\w+|further|lung\s+lesion)",
     _FLAGS,
 )
-_WHOLE_CHEST = re.compile(r"cardio\s?-?\s?pulmonary|cardiac|intra-?\s?thoracic|thorac|chest|heart|cardiothoracic", _FLAGS)
+_WHOLE_CHEST = re.compile(
+    r"cardio\s?-?\s?pulmonary|cardiac|intra-?\s?thoracic|thorac|chest|heart|cardiothoracic", _FLAGS
+)
 _CHEST_FINE = re.compile(
-    rf"\b(?:normal|negative|unremarkable)(?:\s+(?:two|2|view|pa|ap|portable|frontal|lateral|and|of|the|for|age)\b)*\s+"
-    rf"(?:chest(?!\s+wall)(?:\s+{_EXAM})?|{_EXAM})\b(?!\s+for\b)"
+    rf"\b(?:normal|negative|unremarkable)(?:\s+(?:two|2|view|pa|ap|portable|frontal|lateral|and|of|the)\b)*\s+"
+    rf"(?:chest(?!\s+(?:wall|tube|drain))(?:\s+{_EXAM})?|{_EXAM})\b(?!\s+for\b)"
     rf"|\bchest(?:\s+{_EXAM})?\s+(?:is|appears?|are|:)?\s*(?:(?:essentially|grossly)\s+)?(?:normal|negative"
     r"|unremarkable)\b(?!\s+for)"
     rf"|^\W*(?:normal|negative|unremarkable)\W*$",
@@ -137,7 +143,11 @@ def _harm(match: re.Match[str]) -> tuple[str, ...]:
     """What "no acute ... abnormality" excludes, by the words between."""
     words = match["middle"]
     subject = re.split(r"[,;:]", match.string[: match.start()])[-1]
-    if _ELSEWHERE.search(words) or _ELSEWHERE.search(subject) or re.search(r"\bin\s+the\s+(?:abd|spine|pelvi)", match["after"]):
+    if (
+        _ELSEWHERE.search(words)
+        or _ELSEWHERE.search(subject)
+        or re.search(r"\bin\s+the\s+(?:abd|spine|pelvi)", match["after"])
+    ):
         return ()
     if _WHOLE_CHEST.search(words):
         return () if re.fullmatch(r"(?:.*\b)?cardiac\W*", words, _FLAGS) else ACUTE

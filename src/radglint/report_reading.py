@@ -33,7 +33,8 @@ _HARD = re.compile(
     _FLAGS,
 )
 _NEGATION = re.compile(
-    r"(?:,\s*|\s+)?(?:\b(?:and|or|with|but)\s+)?(?<![\w-])(?=(?:no(?!\.\s*\d)(?!-)(?!\s+longer)(?!\s+(?:significant\s+|interval\s+)*"
+    r"(?:,\s*|\s+)?(?:\b(?:and|or|with|but)\s+)?(?<![\w-])(?<!near\s)(?<!partial\s)(?<!incomplete\s)"
+    r"(?=(?:no(?!\.\s*\d)(?!-)(?!\s+longer)(?!\s+(?:significant\s+|interval\s+)*"
     r"change)|without|negative\s+for|free\s+(?:of|from)|clear\s+of|absence\s+of|resolution\s+of|clearing\s+of"
     r"|removal\s+of|nor|neither|not?\s+(?:see|identify|demonstrate))\b)",
     _FLAGS,
@@ -53,15 +54,22 @@ _DOUBT_WORDS = (
 )
 _EXPLAINS = (
     r"(?:consistent\s+with|compatible\s+with|in\s+keeping\s+with|represent(?:s|ing|ative)?|reflect(?:s|ing)?|due\s+to"
-    r"|secondary\s+to|related\s+to|indicat\w+|xxxx\s+(?:a\s+)?(?:xxxx\s+)?represent\w*|artifact\w*|corresponds?)"
+    r"|secondary\s+to|related\s+to|indicat\w+|xxxx\s+(?:a\s+)?(?:xxxx\s+)?represent\w*|artifact\w*|corresponds?|(?<=,\s)(?:xxxx|_{2,}))"
 )
 _WEAK = rf"(?:{_DOUBT_WORDS}|{_EXPLAINS})(?:\b|(?<=\.))"
 _PIECE = re.compile(rf"(?:,\s*)?(?:\b(?:which|that|and)\s+)?\b(?P<cut>{_WEAK}(?:\s+(?:\w+\s+)?{_WEAK})*)", _FLAGS)
 _DOUBT = re.compile(rf"\b{_DOUBT_WORDS}(?:\b|(?<=\.))", _FLAGS)
-_EXPLAIN = re.compile(rf"\b{_WEAK}", _FLAGS)
+_CAUSE = re.compile(
+    r"\b(?:from|due|related|secondary|represent\w*|reflect\w*|be(?!\s+(?:\w+ly\s+)?(?:present|seen|there|identified|exclud|rule)))\b",
+    _FLAGS,
+)
+_BESIDE = re.compile(r"\b(?:with|and|plus)\s+(?:an?\s+)?$", _FLAGS)
+_EXPLAIN = re.compile(rf"\b(?:(?P<verb>may|might|could|represent\w*|reflect\w*|suggest\w*)\b|{_WEAK})", _FLAGS)
 _ADVICE = re.compile(r"\b(?:ensure|make\s+sure|confirm\w*|document\w*|evaluat\w+\s+for|assess\w*\s+for)\b", _FLAGS)
 _ALTERNATIVE_BEFORE = re.compile(r"(?:/|\b(?:or|versus|vs\.?)(?:\s+\w+){0,3}?)\s*$", _FLAGS)
-_ALTERNATIVE_AFTER = re.compile(r"^\s*(?:/(?=\s?[a-z])|(?:,|and/)?\s*(?:or|versus|vs\.?)\b(?!\s+(?:right|left)\b))", _FLAGS)
+_ALTERNATIVE_AFTER = re.compile(
+    r"^\s*(?:/(?=\s?[a-z])|(?:,|and/)?\s*(?:or|versus|vs\.?)\b(?!\s+(?:right|left)\b))", _FLAGS
+)
 _ABSENT_AFTER = re.compile(
     r"\b(?:(?:is|are|was|were|has|have)\s+)?(?:not|no\s+longer)\s+(?:\w+\s+){0,2}?(?:seen|identified|present|visuali[sz]ed"
     r"|evident|noted|appreciated|demonstrated|detected|visible|suspected|apparent)\b"
@@ -69,21 +77,23 @@ _ABSENT_AFTER = re.compile(
     _FLAGS,
 )
 _UNSURE_AFTER = re.compile(
-    r"\bnot\s+(?:\w+\s+)?(?:excluded|well\s+\w+|clearly\s+\w+)|\bcannot\s+(?:\w+\s+){0,3}?(?:excluded|ruled)"
+    r"\bnot\s+(?:\w+\s+)?(?:excluded|(?:well|clearly|definitely)[\s-]+\w+)|\bcannot\s+(?:\w+\s+){0,3}?(?:excluded|ruled)"
     r"|\bdifficult\s+to\s+(?:exclude|rule)|\bunlikely\b|\(\s*\?\s*\)|\?",
     _FLAGS,
 )
 _UNFINISHED = re.compile(r"\b(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|mostly|not)\s+(?:\w+\s+)?"
                          r"(?:resol\w+|clear\w+)", _FLAGS)  # fmt: skip
 _REMOVED = re.compile(r"^(?:interval\s+)?removal\s+of\b", _FLAGS)
-_NOT_ALL = re.compile(r"\bno\s+(?:\w+\s+)?(?:other|additional|further)\b|\bno\s+(?:significant\s+|interval\s+)*change", _FLAGS)
+_NOT_INCREASED = re.compile(r"^no\s+(?:\w+\s+)?(?:increased|decreased)\s+\w+", _FLAGS)  # a finding, not a change of one
+_NO_CHANGE = re.compile(r"\bno\s+(?:significant\s+|interval\s+|xxxx\s+)*change", _FLAGS)
+_NO_OTHER = re.compile(r"^no\s+(?:\w+\s+)?(?:other|additional|further)\b", _FLAGS)
 _DENIED = re.compile(r"\bnot\s+(?:\w+\s+)?(?:enlarged|big|large|dilated)", _FLAGS)
 
 # Words of place and size in the vocabulary that `spoken` knows; anatomy whose side is not that of a finding taken out.
 _REWRITE = tuple(
     (re.compile(rf"\b(?:{pattern})\b", _FLAGS), words)
     for pattern, words in (
-        (r"(?:left|right)\s+(?:atri\w+|ventric\w+|heart|main\s?stem|bronch\w+|lateral\s+decub\w+|greater|side\s+down"
+        (r"(?:left|right)\s+(?:atri\w+|ventric\w+|heart|main\s?stem|bronch(?:us|i|ial)|lateral\s+decub\w+|greater|side\s+down"
          r"|worse|more|of\s+midline)", " "),
         (r"(?:greater|more|worse)\s+(?:\w+\s+){0,3}?(?:left|right)(?:\s+(?:than|in|versus)\s+(?:the\s+)?(?:left|right))?",
          " bilateral "),
@@ -94,13 +104,15 @@ _REWRITE = tuple(
         ("lll", "left lower"), (r"lingula\w*", "left mid"), (r"bi-?\s?basilar|bi-?\s?basal", "bilateral lower"),
         (r"bi-?\s?apical", "bilateral upper"), (r"mildly", "mild"), (r"slightly", "slight"), (r"minimally", "minimal"),
         (r"markedly", "marked"), (r"severely|massive(?:ly)?|huge", "severe"), (r"trace", "tiny"),
-        (r"left-?sided", "left"), (r"right-?sided", "right"), (r"rt", "right"), (r"lt", "left"), (r"mid-?(?=lung)", "mid "),
+        (r"left-?sided", "left"), (r"right-?sided", "right"), (r"rt", "right"), (r"lt", "left"), (r"mid-?lungs?", "mid lung"),
     )
 )  # fmt: skip
 _ADVERB = re.compile(r"\b(?:mild|slight|minimal|moderate|marked|severe)ly\b|\bmoderate\b", _FLAGS)
-_JOIN = re.compile(r",|/|;|\b(?:and|or|with|without|versus|vs)\b", _FLAGS)
+_JOIN = re.compile(rf",|/|;|\b(?:and|or|with|without)\b|\b{_WEAK}", _FLAGS)
 _SHARE = re.compile(r"^[\s,]*(?:,|/|and/or|and|or|versus|vs\.?|with)(?:[\s,]+[\w-]+){0,3}\s*$", _FLAGS)
-_SIDED_LUNG = re.compile(r"\b(?:left|right)\s+(?:\w+\s+)?(?:lungs?|hemithorax|chest|side|base|apex|lobe)\b[^,;]*$", _FLAGS)
+_SIDED_LUNG = re.compile(
+    r"\b(?:left|right)\s+(?:\w+\s+)?(?:lungs?|hemithorax|chest|side|base|apex|lobe)\b[^,;]*$", _FLAGS
+)
 
 
 @dataclass
@@ -177,7 +189,7 @@ def _assertions(
     """Each mention of a clause with its assertion, piece by piece."""
     bounds = [start, *_piece_cuts(sentence, start, end, mentions), end]
     for low, high in pairwise(bounds):
-        inside = [m for m in mentions if low <= m.start < high]
+        inside = [m for m in mentions if low <= m.start < high and not _NO_OTHER.match(sentence[low:high])]
         general = _assertion(sentence[low:high]) if inside else "present"
         for mention in inside:
             yield mention, _own_assertion(sentence, mention, (low, high), general)
@@ -187,16 +199,35 @@ def _piece_cuts(sentence: str, start: int, end: int, mentions: Sequence[Mention]
     """Where doubt or an explanation begins; a negated clause is one piece, and a piece without a finding is none."""
     if _is_negated(sentence[start:end]):
         return []
-    cuts = {m.start("cut") for m in _PIECE.finditer(sentence, start, end)}
-    part = sentence[start:end]
-    if not re.search(r"\bor\b|\band/or\b|/", part, _FLAGS):
-        cuts |= {start + m.end() for m in re.finditer(r",\s+(?:and\s+)?|\s+with\s+|\s+and\s+(?=there\b)", part, _FLAGS)}
+    weak = [m for m in _PIECE.finditer(sentence, start, end) if not _inside(m.start("cut"), mentions)]
+    cuts = {m.start("cut") for m in weak}
+    causes = {m.start("cut") for m in weak if _is_aside(sentence, m)}
+    cuts |= {
+        c for c in _list_cuts(sentence, start, end) if not weak or c < min(cuts) or _RESTART.search(sentence, c - 6, c)
+    }
     kept: list[int] = []
     for cut in sorted(cuts):
         following = min((c for c in cuts if c > cut), default=end)
-        if any(cut <= m.start < following for m in mentions) and any(m.start < cut for m in mentions):
-            kept += [cut] if not _inside(cut, mentions) else []
+        is_about = any(cut <= m.start < following for m in mentions) or cut in causes
+        if is_about and any(m.start < cut for m in mentions) and not _inside(cut, mentions):
+            kept.append(cut)
     return kept
+
+
+def _is_aside(sentence: str, match: re.Match[str]) -> bool:
+    """Doubt about the cause of a finding, or about something beside it, and not about the finding."""
+    start = match.start("cut")
+    return _CAUSE.search(sentence[start : match.end() + 12]) is not None or _BESIDE.search(sentence[:start]) is not None
+
+
+def _list_cuts(sentence: str, start: int, end: int) -> list[int]:
+    """Where one item of an affirmed list ends and the next begins; "or" ties the items together."""
+    if re.search(r"\bor\b|/", sentence[start:end], _FLAGS):
+        return []
+    return [
+        start + m.end()
+        for m in re.finditer(r",\s+(?:and\s+)?|\s+(?:with|and\s+(?=there\b))\s*", sentence[start:end], _FLAGS)
+    ]
 
 
 def _is_negated(clause: str) -> bool:
@@ -205,9 +236,9 @@ def _is_negated(clause: str) -> bool:
 
 def _assertion(piece: str) -> Assertion:
     """What the piece as a whole asserts, by the rules for queries."""
-    if _NOT_ALL.search(piece) or _UNFINISHED.search(piece):
+    if _NO_CHANGE.search(piece) or _UNFINISHED.search(piece):
         return "present"
-    if _REMOVED.search(piece):
+    if _REMOVED.search(piece) or _NOT_INCREASED.search(piece):
         return "absent"
     if _UNSURE_AFTER.search(piece):
         return "uncertain"
@@ -229,24 +260,35 @@ def _own_assertion(sentence: str, mention: Mention, piece: tuple[int, int], gene
         return "absent"
     if mention.concept == "cardiomegaly" and re.search(r"borderline", sentence[piece[0] : mention.end], _FLAGS):
         return "uncertain" if general == "present" else general
-    before, after = sentence[piece[0] : mention.start], sentence[mention.end : piece[1]]
-    alternative = _ALTERNATIVE_BEFORE.search(before) or _ALTERNATIVE_AFTER.search(after)
+    before, after = sentence[piece[0] : mention.start], sentence[mention.end : mention.end + 20]
+    alternative = not _NO_CHANGE.search(before) and (
+        _ALTERNATIVE_BEFORE.search(before) or _ALTERNATIVE_AFTER.search(after)
+    )
     return "uncertain" if general == "present" and alternative else general
 
 
 def _explain(sentence: str, found: Sequence[_Found]) -> None:
-    """Let a sign give way to its explanation further on in the sentence."""
+    """Let a sign give way to its explanation further on in the sentence, which is at the same place."""
     for k, sign in enumerate(found):
         if not sign.mention.is_sign or sign.assertion == "absent":
             continue
-        end = found[-1].mention.end if k + 1 < len(found) else len(sentence)
-        trigger = _EXPLAIN.search(sentence, sign.mention.end, len(sentence))
-        later = [f for f in found[k + 1 :] if f.assertion != "absent"]
-        same = [f for f in later if f.mention.concept == sign.mention.concept]
-        if trigger and any(f.mention.start >= trigger.start() for f in later) or same:
+        weak = _EXPLAIN.finditer(sentence, sign.mention.end)
+        trigger = next((m for m in weak if m["verb"] or not _BESIDE.search(sentence[: m.start()])), None)
+        named = [f for f in found[k + 1 :] if f.mention.concept == sign.mention.concept and not f.mention.is_sign]
+        later = [
+            f for f in found[k + 1 :] if f.assertion != "absent" and trigger and f.mention.start >= trigger.start()
+        ]
+        if named or later:
             sign.is_dropped = True
-        elif trigger and not later and trigger.start() < max(end, len(sentence)):
+            _hand_on(sign.place, [f for f in found[k + 1 :] if f.assertion != "absent" or f in named])
+        elif trigger and all(f.mention.start < trigger.start() for f in found[k + 1 :]):
             sign.assertion, sign.is_dropped = "uncertain", not _DOUBT.search(sentence, trigger.start())
+
+
+def _hand_on(place: Fact, targets: Iterable[_Found]) -> None:
+    for target in targets:
+        if target.place.side is None and target.mention.concept not in _DEVICES:
+            target.place = replace(target.place, side=place.side, zone=target.place.zone or place.zone)
 
 
 def _place(sentence: str, clauses: Sequence[tuple[int, int]], found: Sequence[_Found]) -> None:
@@ -274,7 +316,7 @@ def _own_place(sentence: str, mention: Mention, reach: tuple[int, int], *, is_fi
     before, after = sentence[reach[0] : mention.start], sentence[mention.end : reach[1]]
     if not is_first:
         joins = list(_JOIN.finditer(before))
-        before = before[joins[-1].end() :] if joins else ""
+        before = before[joins[-1].end() :] if joins else " ".join(before.split()[-3:])
     if not is_last:
         joins = list(_JOIN.finditer(after))
         after = after[: joins[-1].start()] if joins else after
@@ -313,8 +355,7 @@ def _share(sentence: str, inside: Sequence[_Found]) -> None:
         source, target = (two, one) if backward else (one, two)
         between = sentence[one.mention.end : two.mention.start]
         kinds = {one.mention.concept in _DEVICES, two.mention.concept in _DEVICES}
-        explained = one.mention.is_sign and not backward and _EXPLAIN.search(between)
-        if target.place.side or not source.place.side or len(kinds) > 1 or not (explained or _SHARE.match(between)):
+        if target.place.side or not source.place.side or len(kinds) > 1 or not _SHARE.match(between):
             continue
         zone = target.place.zone or source.place.zone
         target.place = replace(target.place, side=source.place.side, zone=zone)
@@ -336,5 +377,13 @@ def _settled(stated: Iterable[Reading]) -> tuple[Reading, ...]:
         key = (fact.concept, fact.side)
         if key not in best or _RANK[assertion] > _RANK[best[key][1]]:
             best[key] = (fact, assertion)
-    stronger = {fact.concept for fact, assertion in best.values() if assertion != "absent"}
-    return tuple(r for r in best.values() if r[1] != "absent" or r[0].concept not in stronger or r[0].side)
+    kept = [r for r in best.values() if not _is_said_better(r, best.values())]
+    return tuple(kept)
+
+
+def _is_said_better(reading: Reading, others: Iterable[Reading]) -> bool:
+    """Without a side where the same is said with one, or absent where it is said to be present."""
+    fact, assertion = reading
+    ranks = [(_RANK[a], f.side is not None) for f, a in others if f.concept == fact.concept and (f, a) != reading]
+    rank = _RANK[assertion]
+    return fact.side is None and any(other > rank or (other == rank and sided) for other, sided in ranks)

@@ -14,7 +14,9 @@ _ABBREVIATIONS = frozenset(
         *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "m.d", "d.o", "ph.d"),
     }
 )
-_ENDS_ALSO = frozenset({"a.m", "p.m", "m.d", "d.o", "ph.d", "jr", "sr", "no", "min", "max", "al"})  # when a sentence follows
+_ENDS_ALSO = frozenset(
+    {"a.m", "p.m", "m.d", "d.o", "ph.d", "jr", "sr", "no", "min", "max", "al"}
+)  # when a sentence follows
 _PROTECTED = re.compile(r"\[\*\*.*?\*\*\]")  # de-identified: [**2101-1-1**], [**Last Name (NamePattern1)**]
 _LIST_MARK = re.compile(r"(?:\(?\d{1,2}[.)](?![\d])|[-*\u2022\u00b7\u2013]+(?=\s)|\(?[a-hA-H]\)(?=\s))\s*")
 _ITEM = re.compile(r"(?<=[\s.;:])\(?\d{1,2}[.)](?=\s*[A-Z][a-z]|\s+[A-Za-z])")  # "1. Nodule. 2.Effusion"

@@ -23,7 +23,7 @@ _COUPLE = (
 _ORGANS = (
     r"(?:aort\w*|arter\w+|coronary|vascular|vessels?|atheroscl\w+|arterioscl\w+|lymph\w*|nod(?:es?|al)|hil(?:ar|um|a)"
     r"|mediastin\w+|valv\w*|annul\w+|trache\w*|cartilag\w*|costochondral|ligament\w*|disc|spine|spinal|pleural?|plaques?"
-    r"|diaphragm\w*|breasts?|thyroid|spleen|splenic|liver|hepatic|renal|tend\w+|carotid|arch|knob|shoulder|soft)"
+    r"|diaphragm\w*|breasts?|thyroid|spleen|splenic|liver|hepatic|renal|tend\w+|carotid|arch|knob|shoulder|soft|abdom\w*|quadrant|kidneys?)"
 )
 _OTHER_BODY = (
     r"(?:mediastinal|paratracheal|breast|soft[\s-]tissue|abdominal|adrenal|thyroid|neck|renal|kidney|liver|hepatic"
@@ -108,11 +108,11 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
         r"|granulomas?|shadows?)",
         r"(?:subcutaneous|soft\s+tissue|mediastinal|surgical)\s+(?:air|emphysema|gas)",
         r"(?:inguinal|ventral|umbilical|incisional|dis[ck]|abdominal\s+wall)\s+herniat?\w*",
-        r"(?:prior|old|previous|remote|tb|tubercul\w+|granulomatous|fungal|urinary)\s+(?:\w+\s+)?infections?",
+        r"(?:prior|old|previous|remote|tb|tubercul\w+|granulomatous|fungal|urinary|osseous|bony?|soft\s+tissue)\s+(?:\w+\s+)?infections?",
         r"(?:cardiac\s+)?(?:ekg|ecg|telemetry|monitor\w*)\s+(?:\w+\s+)?(?:leads?|wires?|devices?)",
         r"(?:vertebra\w*|body|compression)(?:\s+\w+)?\s+collapse\w*", r"(?:bone|mineral)\s+(?:mineral\s+)?density",
         rf"calcifi\w+(?:\s+(?!nodul|granul)[\w-]+){{0,4}}?\s+{_ORGANS}\b(?!\s+(?:nodul|granulom))",
-        rf"{_ORGANS}\s+(?:\w+\s+){{0,2}}?calcifi\w+", r"double\s+density", r"lung\s+density",
+        rf"{_ORGANS}\s+(?:\w+\s+){{0,2}}?calcifi\w+", r"crowd\w+\s+(?:\w+\s+){0,3}?interstitial\s+markings", r"double\s+density", r"lung\s+density",
     ),
 }  # fmt: skip
 
@@ -122,14 +122,14 @@ _SHADE_TYPES: tuple[tuple[str, str], ...] = (
     (r"reticulo-?nodular|interstiti|reticular|septal", "interstitial pattern"),
     (r"(?<!non-)(?<!non)calcif", "calcified nodule"),
     (r"mass-?\s?like|\blarge\s+round", "mass"),
-    (r"nodular|\bround|\bcoin\b|\bovoid", "nodule"),
+    (r"(?<!fibro)nodular|\bround|\bcoin\b|\bovoid", "nodule"),
     (r"ground[\s-]*glass|\bhazy|veil", "ground-glass opacity"),
     (r"linear|band-?\s?like|plate-?\s?like|streaky|strand|discoid|subsegmental|atelectatic|\bband\b", "atelectasis"),
     (r"air\s?-?space|alveolar|patchy|focal|consolidat|confluent|lobar|infect|pneumon|parenchym|pulmonary|lung|basilar"
      r"|retrocardiac|\blobes?\b", "consolidation"),
 )  # fmt: skip
 _SHADE_PHRASE = re.compile(
-    rf"(?P<before>(?:(?!(?:is|are|was|of|in|with|without|no|not|or|the|a|an|which|may|there|has|have|versus|vs)\b)[\w/.-]+"
+    rf"(?P<before>(?:(?!(?:is|are|was|of|in|with|without|no|not|or|the|a|an|which|may|there|has|have|versus|vs|atelectasis|effusions?|consolidations?|pneumonia|nodules|mass(?:es)?(?!-)|edema|scarring)\b)[\w/.-]+"
     rf"(?:,\s*|\s+)){{0,6}})(?P<head>{_SHADE})\b",
     re.IGNORECASE,
 )

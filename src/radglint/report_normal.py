@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 LUNGS = ("nodule", "mass", "consolidation", "ground-glass opacity", "atelectasis", "interstitial pattern")
 """Excluded by "the lungs are clear"."""
@@ -48,12 +49,12 @@ _HEART_DOUBT = re.compile(
     _FLAGS,
 )
 _LUNGS_FINE = re.compile(
-    r"\b(?P<what>(?:lungs?|lung\s+(?:fields?|xxxx|parenchyma|zones|apices)|pulmonary\s+parenchyma|hemithora\w+))\b"
+    r"\b(?:(?:left|right)\s+)?(?:lungs?|lung\s+(?:fields?|xxxx|parenchyma|zones|apices)|pulmonary\s+parenchyma)\b"
     r"(?:\s*:|(?:[\s,]+(?:is|are|remain|remains|appears?|and|pleural|spaces?|both|also|grossly|well|expanded"
     r"|aerated|inflated|bilaterally|symmetric\w*|fully|essentially|relatively|well-\w+|hyper\w+|hypo\w+|normally"
     r"|mildly|xxxx|now|completely|the|to|be|clinically|mediastinum|volumes?|low|a|are|but|demonstrate)){0,9}?)\s+"
-    r"(?P<state>clear|normal|unremarkable|within\s+normal\s+limits)\b(?!\s+(?:of|in\s+volume|volumes?|inflat|expan))"
-    r"|\b(?:clear|normal|unremarkable|clear\s+and\s+expanded)\s+(?:bilateral\s+|appearing\s+)?(?P<what2>lungs?)\b"
+    r"(?:clear|normal|unremarkable|within\s+normal\s+limits)\b(?!\s+(?:of|in\s+volume|volumes?|inflat|expan))"
+    r"|\b(?:clear|normal|unremarkable|clear\s+and\s+expanded)\s+(?:bilateral\s+|appearing\s+|left\s+|right\s+)?lungs?\b"
     r"(?!\s+(?:volume|inflat|expan|aerat|mark|bases))",
     _FLAGS,
 )
@@ -112,7 +113,7 @@ class Exclusion:
     """
 
     concepts: tuple[str, ...]
-    assertion: str
+    assertion: Literal["absent", "uncertain"]
     words: str = ""
 
 

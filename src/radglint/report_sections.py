@@ -45,7 +45,7 @@ _HEADINGS: dict[SectionName, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _ANY = "|".join(words for group in _HEADINGS.values() for words in group)
-_CAPITALS = r"(?-i:(?=[^a-z\n]{4,}\s))"
+_CAPITALS = r"(?-i:(?=[^a-z\n]{4,60}\s))"
 _SENTENCE_AFTER = (
     r"(?-i:(?=\s+[A-Z\d(_\[])(?!\s+(?!XX)[A-Z]{2,}\b))"
     r"(?!\s+(?:is|are|was|were|has|have|may|of|on|in|for|with|consistent|suggest\w*|compatible)\b)"

@@ -42,7 +42,8 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     "consolidation": (
         r"consolidat(?:ions?|ed|ive(?:\s+(?:changes?|process|opacit\w+))?)", r"(?:broncho)?pneumonias?",
         r"(?:aspiration\s+)?pneumonitis", r"air\s?-?space\s+(?:disease|process|abnormalit\w+|consolidations?|changes?)",
-        r"(?:pulmonary\s+|lung\s+)?infections?(?:\s+process)?", r"infectious\s+(?:process|etiology|infiltrates?|disease)",
+        r"(?:pulmonary\s+|lung\s+)?infections?(?:\s+process)?",
+        r"infectious\s+(?:process|etiology|infiltrates?|disease)",
         r"parenchymal\s+(?:disease|process)",
     ),
     "ground-glass opacity": (r"ground[\s-]*glass(?:\s+(?:changes?|appearance))?", "haziness"),
@@ -54,18 +55,21 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "pneumothorax": (r"(?:hydro)?pneumothora(?:x|ces|xes)", "ptx", r"pleural\s+air(?:\s+collections?)?"),
     "atelectasis": (
-        r"atelecta\w+(?:\s+changes?)?", r"volume\s+loss", r"loss\s+of\s+(?:lung\s+)?volume", "collapsed?\\s+(?:lung|lobe)",
+        r"atelecta\w+(?:\s+changes?)?", r"volume\s+loss", r"loss\s+of\s+(?:lung\s+)?volume",
+        "collapsed?\\s+(?:lung|lobe)",
     ),
     "cardiomegaly": (
         "cardiomegaly", rf"{_HEART}(?:\s*{_COUPLE})*\s+(?:enlarged|enlargement|big|large|dilated)\b",
-        rf"enlarge(?:d|ment)(?:\s+of)?(?:\s+the)?\s+{_HEART}", rf"increased\s+(?:heart|cardiac(?:\s+silhouette)?)\s+size",
+        rf"enlarge(?:d|ment)(?:\s+of)?(?:\s+the)?\s+{_HEART}",
+        r"increased\s+(?:heart|cardiac(?:\s+silhouette)?)\s+size",
     ),
     "interstitial pattern": (
         r"interstitial\s+(?:(?:lung|pulmonary|fibrotic|and|or|alveolar|nodular|reticular)\s+){0,2}(?:diseases?|changes?"
         r"|prominence|o?edema|process|thickening|markings?|patterns?|abnormalit\w+|pneumonitis|pneumonia|fibrosis"
         r"|infiltrat\w+|disorders?|findings?|coarsening|scarring|accentuation)",
         r"(?:prominen\w+|increased|coarse\w*|accentuat\w+|thicken\w+)\s+(?:of\s+)?(?:the\s+)?(?:\w+\s+)?interstiti(?:um|al"
-        r")(?:\s+markings)?", r"interstiti(?:um|al\s+markings)\s+(?:is|are|appears?)\s+(?:\w+\s+)?(?:prominent|increased)",
+        r")(?:\s+markings)?",
+        r"interstiti(?:um|al\s+markings)\s+(?:is|are|appears?)\s+(?:\w+\s+)?(?:prominent|increased)",
         r"fibro(?:sis|tic\s+(?:changes?|disease|patterns?|process))", r"reticul(?:ation|o-?nodular\s+\w+|ar\s+\w+)",
         r"kerley(?:\s+b)?(?:\s+lines)?", "honeycombing", r"septal\s+(?:lines|thickening)",
     ),
@@ -86,11 +90,13 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "endotracheal tube": (r"endo-?tracheal(?:\s+tubes?)?", r"et\s+tubes?", "etts?", r"intubat(?:ed|ion)"),
     "chest tube": (
-        r"chest\s+(?:tubes?|drains?)", r"thoracostomy(?:\s+tubes?)?", r"pleural\s+(?:drains?|catheters?|tubes?|pigtail)",
+        r"chest\s+(?:tubes?|drains?)", r"thoracostomy(?:\s+tubes?)?",
+        r"pleural\s+(?:drains?|catheters?|tubes?|pigtail)",
         r"pigtail(?:\s+(?:catheters?|drains?))?", "pleurx(?:\\s+catheter)?",
     ),
     "rib fracture": (
-        r"ribs?(?:\s+(?!no\b|without\b|and\b|are\b|is\b)[\w-]+){0,5}?\s+fractures?", r"fractures?(?:[\s,]+[\w()-]+){0,12}?[\s,]+ribs?",
+        r"ribs?(?:\s+(?!no\b|without\b|and\b|are\b|is\b)[\w-]+){0,5}?\s+fractures?",
+        r"fractures?(?:[\s,]+[\w()-]+){0,12}?[\s,]+ribs?",
         r"(?:fractured|broken)\s+(?:\w+\s+){0,3}?ribs?",
     ),
     "calcified nodule": (
@@ -112,7 +118,8 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
         r"(?:cardiac\s+)?(?:ekg|ecg|telemetry|monitor\w*)\s+(?:\w+\s+)?(?:leads?|wires?|devices?)",
         r"(?:vertebra\w*|body|compression)(?:\s+\w+)?\s+collapse\w*", r"(?:bone|mineral)\s+(?:mineral\s+)?density",
         rf"calcifi\w+(?:\s+(?!nodul|granul)[\w-]+){{0,4}}?\s+{_ORGANS}\b(?!\s+(?:nodul|granulom))",
-        rf"{_ORGANS}\s+(?:\w+\s+){{0,2}}?calcifi\w+", r"crowd\w+\s+(?:\w+\s+){0,3}?interstitial\s+markings", r"double\s+density", r"lung\s+density",
+        rf"{_ORGANS}\s+(?:\w+\s+){{0,2}}?calcifi\w+",
+        r"crowd\w+\s+(?:\w+\s+){0,3}?interstitial\s+markings", r"double\s+density", r"lung\s+density",
     ),
 }  # fmt: skip
 
@@ -135,7 +142,8 @@ _SHADE_PHRASE = re.compile(
 )
 _PLAIN_SHADE = re.compile(r"opacit|opacif|infiltrat", re.IGNORECASE)
 _SIGN = re.compile(
-    r"(?<!interstitial )(?<!reticular )(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|shadow(?:s|ing)?|attenuation|blunt(?:ing|ed)(?:\s+[\w-]+)*"
+    r"(?<!interstitial )(?<!reticular )(?:opacit(?:y|ies)|opacifications?|densit(?:y|ies)|shadow(?:s|ing)?|attenuation"
+    r"|blunt(?:ing|ed)(?:\s+[\w-]+)*"
     r"|(?:costophrenic|cp).*blunt\w+)$",
     re.IGNORECASE,
 )

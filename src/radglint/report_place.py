@@ -31,7 +31,8 @@ _REWRITE = tuple(
         ("lll", "left lower"), (r"lingula\w*", "left mid"), (r"bi-?\s?basilar|bi-?\s?basal", "bilateral lower"),
         (r"bi-?\s?apical", "bilateral upper"), (r"mildly", "mild"), (r"slightly", "slight"), (r"minimally", "minimal"),
         (r"markedly", "marked"), (r"severely|massive(?:ly)?|huge", "severe"), (r"trace", "tiny"),
-        (r"left-?sided", "left"), (r"right-?sided", "right"), (r"rt", "right"), (r"lt", "left"), (r"mid-?lungs?", "mid lung"),
+        (r"left-?sided", "left"), (r"right-?sided", "right"), (r"rt", "right"), (r"lt", "left"),
+        (r"mid-?lungs?", "mid lung"),
     )
 )  # fmt: skip
 _ADVERB = re.compile(r"\b(?:mild|slight|minimal|moderate|marked|severe)ly\b|\bmoderate\b", _FLAGS)
@@ -99,19 +100,23 @@ def _words(text: str) -> str:
 def read_side(text: str) -> Side | None:
     """Read the side that a phrase names; "bilateral" where it names both."""
     text = _words(text)
-    said = {side for side in ("left", "right", "bilateral") if spoken(Fact("nodule", side=side), text).side}
-    return "bilateral" if "bilateral" in said or len(said) > 1 else next(iter(said), None)  # type: ignore[return-value]
+    sides: tuple[Side, ...] = ("left", "right", "bilateral")
+    said = {side for side in sides if spoken(Fact("nodule", side=side), text).side}
+    return "bilateral" if "bilateral" in said or len(said) > 1 else next(iter(said), None)
 
 
 def read_zone(text: str) -> Zone | None:
+    """Read the height that a phrase names; None where it names several."""
     text = _words(text)
-    said = [zone for zone in ("upper", "mid", "lower") if spoken(Fact("nodule", zone=zone), text).zone]
+    zones: tuple[Zone, ...] = ("upper", "mid", "lower")
+    said = [zone for zone in zones if spoken(Fact("nodule", zone=zone), text).zone]
     return said[0] if len(said) == 1 else None
 
 
 def _size(text: str) -> Size | None:
     text = _words(text)
-    said = [size for size in ("small", "medium", "large") if spoken(Fact("nodule", size=size), text).size]
+    sizes: tuple[Size, ...] = ("small", "medium", "large")
+    said = [size for size in sizes if spoken(Fact("nodule", size=size), text).size]
     return said[0] if len(said) == 1 else None
 
 

@@ -51,7 +51,7 @@ def read_sentence(sentence: str) -> tuple[Reading, ...]:
         return ()
     found = _read_mentions(sentence)
     _explain(sentence, found)
-    stated = [(f.fact, f.assertion) for f in found if not f.is_dropped]
+    stated: list[Reading] = [(f.fact, f.assertion) for f in found if not f.is_dropped]
     return _settled([*stated, *_normal(sentence)])
 
 

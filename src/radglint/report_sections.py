@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 SectionName = Literal[
@@ -59,7 +58,9 @@ _HEADING = re.compile(
     rf"|{_CAPITALS}(?:{_ANY}){_SENTENCE_AFTER})",
     re.IGNORECASE,
 )
-_KIND = {name: re.compile("|".join(words), re.IGNORECASE) for name, words in _HEADINGS.items()}
+_KIND: dict[SectionName, re.Pattern[str]] = {
+    name: re.compile("|".join(words), re.IGNORECASE) for name, words in _HEADINGS.items()
+}
 _NEXT_PARAGRAPH = re.compile(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*(\n[ \t]*\n)\s*(?=\S)")
 
 
@@ -105,13 +106,17 @@ def _headed(report: str) -> Iterator[Section]:
         marks.append((_kind(match), match.start(), match.end()))
     if report and (not marks or marks[0][1] > 0):
         marks.insert(0, ("unlabelled", 0, 0))
-    for (name, start, body), following in pairwise([*marks, None]):
-        yield Section(name, start, body, following[1] if following else len(report))
+    ends = [start for _, start, _ in marks[1:]] + [len(report)]
+    for (name, start, body), end in zip(marks, ends, strict=True):
+        yield Section(name, start, body, end)
 
 
 def _kind(match: re.Match[str]) -> SectionName:
     words = re.sub(r"^[\s*#_>-]+|[\s*_:\u2013\u2014-]+$", "", match[0])
-    return next((name for name, pattern in _KIND.items() if pattern.fullmatch(words)), "other")
+    for name, pattern in _KIND.items():
+        if pattern.fullmatch(words):
+            return name
+    return "other"
 
 
 def _free_paragraphs(report: str, section: Section) -> Iterator[Section]:

@@ -162,7 +162,9 @@ def _outline(statement: Statement) -> _Outline:
 
 def _agree(one: _Outline, two: _Outline) -> bool:
     """Whether each item of either has a counterpart in the other that it does not contradict."""
-    return all(any(_compatible(x, y) for y in two) for x in one) and all(any(_compatible(x, y) for x in one) for y in two)
+    return all(any(_compatible(x, y) for y in two) for x in one) and all(
+        any(_compatible(x, y) for x in one) for y in two
+    )
 
 
 def _compatible(one: tuple[str | None, ...], two: tuple[str | None, ...]) -> bool:

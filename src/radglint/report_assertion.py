@@ -62,7 +62,7 @@ _ALTERNATIVE_AFTER = re.compile(
 _ABSENT_AFTER = re.compile(
     r"\b(?:(?:is|are|was|were|has|have)\s+)?(?:not|no\s+longer)\s+(?:\w+\s+){0,2}?(?:seen|identified|present|visuali[sz]ed"
     r"|evident|noted|appreciated|demonstrated|detected|visible|suspected|apparent)\b"
-    r"(?!\s+(?:on|in)\s+(?:the\s+)?(?:lateral|frontal|pa|ap|other)\b)"
+    r"(?!\s+(?:on|in)\s+(?:the\s+)?(?:lateral|frontal|pa|ap|other|previous|prior)\b)"
     r"|\b(?:has|have|is|are|now|since|been|interval(?:ly)?)\s+(?:\w+\s+){0,2}?(?:resolved|cleared|removed|disappeared)\b",
     _FLAGS,
 )

@@ -27,6 +27,7 @@ _REWRITE = tuple(
         (r"(?:than\s+)(?:on\s+)?(?:the\s+)?(?:left|right)", " bilateral "),
         (r"(?:upper|high)\s+(?:limits?|normal|svc|abdom\w+|extremit\w+)|(?:upper|mid|middle|lower)\s+(?:svc|thoracic|lumbar"
          r"|cervical|abdom\w+|extremit\w+|mediast\w+)|(?:upper|mid|lower)\s+(?:limits?)|(?:cardiac|heart)\s+apex", " "),
+        (r"both\s+(?:the\s+)?(?:pa|ap|frontal|lateral|views?|projections?)", " "),
         ("rul", "right upper"), ("rml", "right middle"), ("rll", "right lower"), ("lul", "left upper"),
         ("lll", "left lower"), (r"lingula\w*", "left mid"), (r"bi-?\s?basilar|bi-?\s?basal", "bilateral lower"),
         (r"bi-?\s?apical", "bilateral upper"), (r"mildly", "mild"), (r"slightly", "slight"), (r"minimally", "minimal"),
@@ -101,7 +102,7 @@ def read_side(text: str) -> Side | None:
     """Read the side that a phrase names; "bilateral" where it names both."""
     text = _words(text)
     sides: tuple[Side, ...] = ("left", "right", "bilateral")
-    said = {side for side in sides if spoken(Fact("nodule", side=side), text).side}
+    said: set[Side] = {side for side in sides if spoken(Fact("nodule", side=side), text).side}
     return "bilateral" if "bilateral" in said or len(said) > 1 else next(iter(said), None)
 
 
@@ -109,14 +110,14 @@ def read_zone(text: str) -> Zone | None:
     """Read the height that a phrase names; None where it names several."""
     text = _words(text)
     zones: tuple[Zone, ...] = ("upper", "mid", "lower")
-    said = [zone for zone in zones if spoken(Fact("nodule", zone=zone), text).zone]
+    said: list[Zone] = [zone for zone in zones if spoken(Fact("nodule", zone=zone), text).zone]
     return said[0] if len(said) == 1 else None
 
 
 def _size(text: str) -> Size | None:
     text = _words(text)
     sizes: tuple[Size, ...] = ("small", "medium", "large")
-    said = [size for size in sizes if spoken(Fact("nodule", size=size), text).size]
+    said: list[Size] = [size for size in sizes if spoken(Fact("nodule", size=size), text).size]
     return said[0] if len(said) == 1 else None
 
 

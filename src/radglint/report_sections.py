@@ -93,7 +93,7 @@ def split_sections(report: str) -> tuple[Section, ...]:
     Returns:
         Sections in order that cover the text; none for an empty text.
     """
-    sections = tuple(_headed(report))
+    sections = tuple(_headed(report)) if report else ()
     if any(section.name == "findings" for section in sections):
         return sections
     return tuple(part for section in sections for part in _free_paragraphs(report, section))
@@ -104,7 +104,7 @@ def _headed(report: str) -> Iterator[Section]:
     marks: list[tuple[SectionName, int, int]] = []
     for match in _HEADING.finditer(report):
         marks.append((_kind(match), match.start(), match.end()))
-    if report and (not marks or marks[0][1] > 0):
+    if not marks or marks[0][1] > 0:
         marks.insert(0, ("unlabelled", 0, 0))
     ends = [start for _, start, _ in marks[1:]] + [len(report)]
     for (name, start, body), end in zip(marks, ends, strict=True):

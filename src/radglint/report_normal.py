@@ -23,8 +23,10 @@ _FINE = (
     r"|(?:not|non)[\s-]*enlarged)"
 )
 _HEART = r"(?:heart|cardiac|cardio\s?-?\s?mediastinal|cardio\s?-?\s?pericardial)"
-_NOT_FINE = r"(?:enlarg|abnormal|promin|stable(?!\s+and)|unchang|cardiomeg"
+_NOT_FINE = (
+    r"(?:enlarg|abnormal|promin|stable(?!\s+and)|unchang|cardiomeg"
     r"|border|upper(?!\s+mediast)|clear\b|lungs?\b|not\b|tortu|calcif)"
+)
 _BONE = (
     r"(?:(?:bony|osseous|skeletal)\s+(?:thora\w+|structures?|elements?|skeleton|abnormalit\w+)|osseous|bones?|ribs?"
     r"|rib\s+cage|skeletal|skeleton|bony)"

@@ -21,6 +21,10 @@ class QueryError(InputError):
     """A text query is empty, too long or not text."""
 
 
+class ReportError(InputError):
+    """A radiology report is not text, or its sentences cannot be embedded."""
+
+
 class ConfigError(InputError):
     """A configuration holds an unknown key or a value out of range."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +22,13 @@ from dicom_results import (
     WHEN,
     ask,
     blob,
+    centroid_of_nifti,
+    centroid_of_segment,
     content_items,
     dciodvfy_errors,
     dump,
     measurement_groups,
+    seg_pixels,
     segment_of,
     segment_on_grid,
     tool,
@@ -31,10 +36,13 @@ from dicom_results import (
 )
 from findings_phantom import answer, collect
 from radglint import cli
+from radglint.checkpoint import save_checkpoint
 from radglint.coded_concepts import CLINICAL_FINDING, PHYSICAL_OBJECT, code_finding
 from radglint.errors import InputError, OutputError
 from radglint.findings import DICOM_NAMES, Findings
+from radglint.preprocess import PreprocessRecord
 from radglint.reading import read_image
+from tiny_models import PROVENANCE, tiny_calibration, tiny_model
 
 
 def radiograph(folder: Path, **tags: Any) -> Any:
@@ -245,21 +253,50 @@ def test_command_line_needs_a_folder_and_dicom(tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_real_series_from_the_command_line(tmp_path: Path, shared_data: Path, capsys: Any) -> None:
-    """A real sagittal CT with JPEG lossless pixels through the shipped model."""
-    folder, out = shared_data / "dicom_jpeg_lossless", tmp_path / "out"
-    queries = ["consolidation", "ground-glass opacity", "no pneumothorax", "pericardial effusion"]
-    assert cli.main(["ask", str(folder), *queries, "--out", str(out), "--dicom", "--json", "--threshold", "0.05"]) == 0
+def test_real_series(tmp_path: Path, shared_data: Path) -> None:
+    """A real sagittal CT, JPEG lossless, de-identified: air in the chest stands for a finding."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for path in sorted((shared_data / "dicom_jpeg_lossless").glob("*.dcm"))[4:9]:
+        shutil.copy(path, folder)
+    image = read_image(folder)
+    dark = np.where(image.array[:, 8::16, 8::16] < -970, 5.0, -5.0).astype(np.float32)
+    record = PreprocessRecord(image.shape, dark.shape, np.diag([1, 1 / 16, 1 / 16, 1]), ("one token in 16 x 16 px",))
+    asked = (answer(image, np.zeros(image.shape, bool), query) for query in ("emphysema", "no pacemaker"))
+    findings = collect(*(dataclasses.replace(finding, token_logits=dark, record=record) for finding in asked))
+    sr, seg = report(findings, tmp_path)
+    nifti = nib.load(findings[0].to_nifti(tmp_path / "mask.nii.gz"))
+    np.testing.assert_array_equal(segment_on_grid(seg, 1, nifti), np.asanyarray(nifti.dataobj))
+    np.testing.assert_allclose(centroid_of_segment(seg, 1), centroid_of_nifti(nifti), atol=1e-3)
+    assert measurement_groups(sr)[0]["Volume"] == (pytest.approx(findings[0].volume_ml, rel=1e-5), "ml")
+    source = pydicom.dcmread(folder / "1-005.dcm")
+    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientSex", "StudyDate"):
+        assert seg[keyword].value == sr.get(keyword, source[keyword].value) == source[keyword].value
+    assert not [element.tag for ds in (seg, sr) for element in ds.iterall() if element.tag.is_private]
+    assert dciodvfy_errors(tmp_path / "seg.dcm") == dciodvfy_errors(tmp_path / "sr.dcm") == []
+
+
+def test_command_line_on_a_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibration = tiny_calibration().model_copy(update={"scope_threshold": -1.0})  # it may be asked anything
+    prompts = {"nodule": ["a nodule in the lung"]}
+    save_checkpoint(tmp_path / "tiny", tiny_model(), prompts=prompts, calibration=calibration, provenance=PROVENANCE)
+    folder, out = write_series(tmp_path / "series", *ORIENTATIONS["coronal"]), tmp_path / "out"
+    options = ["--out", str(out), "--dicom", "--json", "--threshold", "0.001", "--model", str(tmp_path / "tiny")]
+    assert cli.main(["ask", str(folder), "nodule", "no effusion", *options]) == 0
     answers = json.loads(capsys.readouterr().out)["findings"]
     seg, sr = (dump(out / name) for name in DICOM_NAMES)
-    assert any(answer["volume_ml"] for answer in answers)
+    assert answers[0]["volume_ml"] > 0
     for segment, found in enumerate(answers, start=1):
         nifti = nib.load(found["mask"])
         np.testing.assert_array_equal(segment_on_grid(seg, segment, nifti), np.asanyarray(nifti.dataobj))
-        group = measurement_groups(sr)[segment - 1]
-        assert ("Referenced Segment" in group) == bool(found["volume_ml"])
-    source = pydicom.dcmread(folder / "1-005.dcm")
-    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientSex", "StudyDate"):
-        assert seg[keyword].value == source[keyword].value
-    assert dciodvfy_errors(out / DICOM_NAMES[0]) == dciodvfy_errors(out / DICOM_NAMES[1]) == []
+    assert [group["Asked as"][1] for group in measurement_groups(sr)] == ["52101004", "272519000"]
+
+
+def test_shipped_model_on_a_radiograph(tmp_path: Path) -> None:
+    radiograph(tmp_path)
+    findings = radglint.load(device="cpu").ask(str(tmp_path / "x.dcm"), ["cardiomegaly", "fractured femur"], 0.01)
+    sr, seg = report(findings, tmp_path)
+    assert [group["Finding context"][1] for group in measurement_groups(sr)] == ["52101004", "261665006"]
+    masks = seg_pixels(seg)
+    assert [segment_of(seg, frame) for frame in range(len(masks))] == [1]
+    np.testing.assert_array_equal(masks[0], findings[0].mask())

@@ -73,7 +73,7 @@ def segmentation(findings: Findings, kind: Kind = "BINARY", *, created: datetime
     source = read_source(findings.image)
     planes, pixels = _pixels(findings, kind)
     when = datetime.now() if created is None else created
-    uid_of = uids(findings, source, "SEG", kind, when.isoformat(), hashlib.sha256(pixels.tobytes()).hexdigest())
+    uid_of = uids(findings, source, "SEG", kind, when.isoformat(), hashlib.sha256(pixels.data).hexdigest())
     with refusals(findings):
         result = highdicom.seg.Segmentation(
             source_images=source.datasets,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.valuerep import DA, TM, DSfloat
+from pydicom.valuerep import DA, TM, format_number_as_ds
 
 from radglint.archive import extract_zip
 from radglint.dicom_file import items, numbers, open_dicom, quiet_pydicom, tag_name, text
@@ -211,6 +211,6 @@ def _thickness(dataset: Dataset) -> float | None:
     return next((float(value[0]) for value in found if value is not None and value[0] > 0), None)
 
 
-def _decimal(value: float) -> DSfloat:
+def _decimal(value: float) -> str:
     """A number with ten digits, as a decimal string of at most 16 characters."""
-    return DSfloat(round(float(f"{value:.10g}"), 12) + 0.0, auto_format=True)
+    return format_number_as_ds(round(float(f"{value:.10g}"), 12) + 0.0)

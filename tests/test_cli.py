@@ -33,7 +33,7 @@ class Findings:
         items = [{"query": q, "mask": m} for q, m in zip(self.queries, self.masks, strict=True)]
         return json.dumps({"findings": items})
 
-    def save(self, folder: str) -> list[Path]:
+    def save(self, folder: str, *, dicom: bool = False) -> list[Path]:
         paths = [Path(folder) / f"{number}.png" for number in range(len(self.queries))]
         for path in paths:
             path.write_bytes(b"mask")
@@ -264,7 +264,7 @@ def test_failure_keeps_a_folder_that_was_there(stub, place):
 
 
 def test_failure_while_saving_removes_the_new_folder(stub, place, capsys, monkeypatch):
-    def full_disk(self: Findings, folder: str) -> list[Path]:
+    def full_disk(self: Findings, folder: str, **_: bool) -> list[Path]:
         (Path(folder) / "0.png").write_bytes(b"half")
         raise OutputError(f"{folder}: No space left on device; free some")
 

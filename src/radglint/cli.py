@@ -94,6 +94,9 @@ def _add_ask(commands: Any) -> None:
     ask.add_argument("image", metavar="IMAGE", help="PNG, JPEG, TIFF, DICOM file, folder or zip, or NIfTI")
     ask.add_argument("queries", metavar="QUERY", nargs="+", help="a finding in plain words")
     ask.add_argument("--out", metavar="DIR", help="write masks, overlays and a page to look at into this folder")
+    ask.add_argument(
+        "--dicom", action="store_true", help="also write a DICOM segmentation and report into DIR; IMAGE must be DICOM"
+    )
     ask.add_argument("--json", action="store_true", help="print one JSON document")
     ask.add_argument("--model", metavar="NAME|PATH", default=None, help="default: nano; see `radglint models list`")
     ask.add_argument(
@@ -149,6 +152,8 @@ def _ask(args: argparse.Namespace) -> None:
 
     _check_queries(args.queries)
     _check_image(args.image)
+    if args.dicom:
+        _check_dicom_wanted(args)
     model = args.model if args.model is not None else registry.DEFAULT_MODEL
     if not _HUB_ID.fullmatch(model) or os.path.exists(model):  # a hub id is looked up when it is loaded
         registry.locate(model)
@@ -165,6 +170,10 @@ def _answer(args: argparse.Namespace, model: str) -> tuple[Any, list[Path]]:
 
     with _progress(f"reading {args.image}"):
         image = radglint.read_image(args.image, series=args.series)
+    if args.dicom:
+        from radglint.dicom_source import require_dicom
+
+        require_dicom(image)
     with _progress(f"loading {model}"):
         pipeline = radglint.load(model, device=args.device)
     with _progress(f"asking {len(args.queries)} queries"):
@@ -172,7 +181,7 @@ def _answer(args: argparse.Namespace, model: str) -> tuple[Any, list[Path]]:
     if args.out is None:
         return findings, []
     with _progress(f"writing to {args.out}"):
-        return findings, [Path(path) for path in findings.save(args.out)]
+        return findings, [Path(path) for path in findings.save(args.out, dicom=args.dicom)]
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -274,6 +283,15 @@ def _check_image(path: str) -> None:
         raise InputError(f"{path}: no such file or folder; check the path")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: cannot be read; check its permission, or where the link points")
+
+
+def _check_dicom_wanted(args: argparse.Namespace) -> None:
+    """Whether DICOM results can be written at all, before the work."""
+    from radglint.dicom_result import import_highdicom
+
+    if args.out is None:
+        raise InputError("--dicom writes into a folder; give one with --out DIR")
+    import_highdicom()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from radglint.dicom_file import (
     text,
 )
 from radglint.errors import ImageError
-from radglint.image import MedicalImage
+from radglint.image import MedicalImage, SourceFrame
 
 RADIOGRAPH_MODALITIES = ("CR", "DX", "RG", "SC", "OT")
 LATERAL_VIEWS = ("LL", "RL", "LLO", "RLO", "LATERAL", "LAT")
@@ -93,6 +93,7 @@ def read_dicom_radiograph(path: Path | str) -> MedicalImage:
         steps=tuple(steps),
         warnings=tuple(notes),
         source_format="dicom",
+        source_frames=(SourceFrame(path.absolute(), text(ds, "SOPInstanceUID")),),
     )
 
 

@@ -21,7 +21,7 @@ from radglint.dicom_file import decode_frame, open_dicom, padding_mask, stored_v
 from radglint.errors import GeometryError, ImageError
 from radglint.geometry import lps_to_ras, spacing_from_affine
 from radglint.hounsfield import LOWEST_HU, check_hu, clamp_padding
-from radglint.image import MedicalImage
+from radglint.image import MedicalImage, SourceFrame
 from radglint.series_choice import SeriesSummary, choose_series, group_series, list_in_words
 from radglint.slice_headers import SliceHeader, read_slice_headers
 from radglint.slice_stack import StackPlan, plan_stack, same_place_groups, slice_axes
@@ -72,6 +72,8 @@ def read_dicom_ct(paths: list[Path], *, name: str, series: str | None = None) ->
         steps=steps,
         warnings=tuple(warnings),
         source_format="dicom",
+        source_frames=tuple(SourceFrame(h.path.absolute(), h.sop_instance_uid, h.frame) for h in slices),
+        is_resampled=plan.grid is not None,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,11 +26,14 @@ from radglint.query import Assertion
 
 if TYPE_CHECKING:
     import os
+    from datetime import datetime
 
-MAX_SLUG_CHARACTERS = 48
-STALE_NAMES = re.compile(r"\d{2,}_[a-z0-9_]+_(?:mask\.nii\.gz|mask\.png|overlay\.png)")
+    from radglint.dicom_seg import Kind
 
-_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{n}{i}" for n in ("com", "lpt") for i in range(10))}
+    StrPath = str | os.PathLike[str]
+
+DICOM_NAMES = ("findings_seg.dcm", "findings_sr.dcm")
+STALE_NAMES = re.compile(r"\d{2,}_[a-z0-9_]+_(?:mask\.nii\.gz|mask\.png|overlay\.png)|findings_(?:seg|sr)\.dcm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +139,8 @@ class Finding:
         return f"peak at row {row}, column {column}, {self.area_px} px"
 
     @cached_property
-    def _measured(self) -> _Measured:
-        return _measure(self.mask(), self.image)
+    def _measured(self) -> localize.Measured:
+        return localize.measure(self.mask(), self.image.affine)
 
     def probability_map(self) -> np.ndarray:
         """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing; made anew each time."""
@@ -229,27 +231,13 @@ class Finding:
             "score": _number(self.score),
             "probability": _number(self.probability),
             "present": self.present,
-            "peak": _peak_dict(self.peak),
+            "peak": None if self.peak is None else self.peak.to_dict(),
             "boxes": [list(box) for box in self.boxes],
             "mask": mask,
             size[0]: size[1],
             "threshold": _number(self.threshold),
             "note": self.remark,
         }
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What is kept of a mask."""
-
-    count: int
-    boxes: list[tuple[int, ...]]
-    volume_ml: float | None
-
-
-def _measure(mask: np.ndarray, image: MedicalImage) -> _Measured:
-    volume = None if image.affine is None else localize.volume_ml(mask, image.affine)
-    return _Measured(localize.area_px(mask), localize.boxes(mask), volume)
 
 
 class Findings(Sequence[Finding]):
@@ -307,7 +295,7 @@ class Findings(Sequence[Finding]):
 
     def _stems(self) -> list[str]:
         width = max(2, len(str(len(self))))
-        return [f"{n:0{width}d}_{slug(finding.query)}" for n, finding in enumerate(self, start=1)]
+        return [f"{n:0{width}d}_{writing.slug(finding.query)}" for n, finding in enumerate(self, start=1)]
 
     def to_dict(self, masks: Sequence[str | None] | None = None) -> dict[str, Any]:
         """The document of `to_json` as a dictionary.
@@ -344,21 +332,49 @@ class Findings(Sequence[Finding]):
         """A readable table: query, assertion, probability, decision, where, note."""
         rows = [("query", "asked as", "probability", "decision", "where", "note")]
         rows += [
-            (_cut(f.query, 48), f.assertion, f"{f.probability:.2f}", f.decision, f.where or "-", f.remark) for f in self
+            (writing.cut(f.query, 48), f.assertion, f"{f.probability:.2f}", f.decision, f.where or "-", f.remark)
+            for f in self
         ]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-    def save(self, out_dir: str | os.PathLike[str]) -> list[Path]:
+    def to_dicom_seg(self, path: StrPath, kind: Kind = "BINARY", *, created: datetime | None = None) -> Path:
+        """Write a DICOM Segmentation with one segment per query, also for what was not found.
+
+        Args:
+            path: a name that ends in .dcm.
+            kind: BINARY, FRACTIONAL or LABELMAP; see `dicom_seg.segmentation`, also for what it raises.
+            created: date and time to write; now if None.
+        """
+        from radglint import dicom_result, dicom_seg
+
+        return dicom_result.write(path, lambda: dicom_seg.segmentation(self, kind, created=created))
+
+    def to_dicom_sr(self, path: StrPath, *, seg: StrPath | None = None, created: datetime | None = None) -> Path:
+        """Write a DICOM structured report (TID 1500) with one measurement group per query.
+
+        Args:
+            path: a name that ends in .dcm.
+            seg: what `to_dicom_seg` of these findings wrote, to refer to its segments.
+            created: date and time to write; now if None. For errors see `dicom_sr.structured_report`.
+        """
+        from radglint import dicom_file, dicom_result, dicom_sr
+
+        segments = None if seg is None else dicom_file.open_dicom(Path(seg))
+        return dicom_result.write(path, lambda: dicom_sr.structured_report(self, segments, created=created))
+
+    def save(self, out_dir: str | os.PathLike[str], *, dicom: bool = False) -> list[Path]:
         """Write masks, overlays, findings.json and index.html into a folder, all or nothing.
 
         Args:
             out_dir: the folder; made if missing. Results of an earlier run in it are replaced, other files stay.
+            dicom: also write `DICOM_NAMES`, a segmentation and a report; the image must be from DICOM.
 
         Returns:
-            The paths written, in the order of the queries, then findings.json and index.html.
+            The paths written, in the order of the queries, then DICOM, findings.json and index.html.
 
         Raises:
+            InputError: DICOM is wanted of an image that is not from DICOM, or whose files have changed.
             OutputError: the folder cannot be written; then nothing new is left in it.
         """
         from radglint.page import render_page
@@ -371,30 +387,15 @@ class Findings(Sequence[Finding]):
                 write_mask = finding.to_png if self.image.affine is None else finding.to_nifti
                 written = (write_mask(staging / mask_name), finding.save_overlay(staging / f"{stem}_overlay.png"))
                 names += [path.name for path in written]
+            if dicom:
+                seg, report = (staging / name for name in DICOM_NAMES)
+                names += [self.to_dicom_seg(seg).name, self.to_dicom_sr(report, seg=seg).name]
             names.append(writing.write_json(staging / "findings.json", self.to_dict(self.mask_names)).name)
             names.append(writing.write_text(staging / "index.html", render_page(self)).name)
         self._mask_paths = tuple(str(folder / name) for name in self.mask_names)
         return [folder / name for name in names]
 
 
-def slug(text: str) -> str:
-    """A file name part that every system accepts: lower-case ASCII letters, digits and underscores, 1 to 48 of them."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:MAX_SLUG_CHARACTERS].rstrip("_")
-    return f"{name}_query" if name in _WINDOWS_NAMES else name or "query"
-
-
-def _peak_dict(peak: localize.Peak | None) -> dict[str, Any] | None:
-    if peak is None:
-        return None
-    world = None if peak.world_mm is None else [round(v, 3) for v in peak.world_mm]
-    return {"index": list(peak.index), "ras_mm": world, "probability": _number(peak.probability)}
-
-
 def _number(value: float | None) -> float | None:
     """A float for JSON; None if it is not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "\u2026"

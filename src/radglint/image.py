@@ -14,6 +14,7 @@ Axes and units, used everywhere in radglint:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,23 @@ from radglint.errors import GeometryError, ImageError
 
 Modality = Literal["CXR", "CT"]
 ValueUnit = Literal["HU", "display"]
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """The DICOM file, or frame of one, behind a slice: what a DICOM result refers to.
+
+    Attributes:
+        path: the file; with an `archive`, only its name there after unpacking (see `archive.extract_zip`).
+        sop_instance_uid: its SOPInstanceUID, which shows whether the file is still the one that was read.
+        frame: zero-based frame of a multi-frame file, or None for a file of one image.
+        archive: the zip that holds the file, or None.
+    """
+
+    path: Path
+    sop_instance_uid: str
+    frame: int | None = None
+    archive: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +57,8 @@ class MedicalImage:
         warnings: what the reader should know and could not be settled (never a wrong range).
         source_format: "png", "jpeg", "tiff", "dicom", "nifti" or "array".
         source_header: the nibabel header of a NIfTI input, kept so that masks carry its qform and sform.
+        source_frames: the DICOM slices in the order of `depth` (one for a radiograph); empty for other formats.
+        is_resampled: whether `depth` was resampled, so that array slices and `source_frames` do not match one to one.
 
     Raises:
         ImageError: wrong number of axes, empty, or not finite.
@@ -55,6 +75,8 @@ class MedicalImage:
     warnings: tuple[str, ...] = ()
     source_format: str = "array"
     source_header: Any = field(default=None, repr=False)
+    source_frames: tuple[SourceFrame, ...] = field(default=(), repr=False)
+    is_resampled: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an image that could not be used later."""

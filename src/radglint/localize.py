@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -44,6 +45,20 @@ class Peak:
     index: tuple[int, ...]
     world_mm: tuple[float, float, float] | None
     probability: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; world coordinates to a micrometre."""
+        world = None if self.world_mm is None else [round(v, 3) for v in self.world_mm]
+        return {"index": list(self.index), "ras_mm": world, "probability": self.probability}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of a mask: voxels in it, boxes of its pieces, and its volume (None in 2D)."""
+
+    count: int
+    boxes: list[tuple[int, ...]]
+    volume_ml: float | None
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -241,3 +256,13 @@ def area_px(mask: np.ndarray) -> int:
 def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
     """Volume of a 3D mask in millilitres; the affine's determinant gives the voxel, also if oblique or sheared."""
     return int(np.count_nonzero(mask)) * voxel_volume_ml(affine)
+
+
+def measure(mask: np.ndarray, affine: np.ndarray | None) -> Measured:
+    """Count, boxes and volume of a mask.
+
+    Args:
+        mask: bool, native grid.
+        affine: 4x4 from array index to mm, or None in 2D.
+    """
+    return Measured(area_px(mask), boxes(mask), None if affine is None else volume_ml(mask, affine))

@@ -125,11 +125,20 @@ def _check_inside_gzip(path: Path) -> None:
 def _read_zip(path: Path, series: str | None) -> MedicalImage:
     with tempfile.TemporaryDirectory(prefix="radglint-") as folder:
         try:
-            return _read_files(extract_zip(path, folder), path, series)
+            return _from_archive(_read_files(extract_zip(path, folder), path, series), path)
         except ImageError as error:
             message = str(error).replace(f"{folder}{os.sep}", "")
             named = message if str(path) in message else f"{path}: {message}"
             raise type(error)(named) from error
+
+
+def _from_archive(image: MedicalImage, archive: Path) -> MedicalImage:
+    """Sources named as members of the zip, since the unpacked files are about to go."""
+    frames = tuple(
+        dataclasses.replace(frame, path=Path(frame.path.name), archive=archive.absolute())
+        for frame in image.source_frames
+    )
+    return dataclasses.replace(image, source_frames=frames)
 
 
 def _read_files(files: list[Path], name: Path, series: str | None) -> MedicalImage:

@@ -23,6 +23,7 @@ from radglint.errors import GeometryError, ImageError
 
 HEADER_TAGS = [
     "SOPClassUID",
+    "SOPInstanceUID",
     "SeriesInstanceUID",
     "Modality",
     "SeriesNumber",
@@ -57,6 +58,7 @@ class SliceHeader:
         path: the file.
         frame: zero-based frame of an enhanced multi-frame file, or None for a classic file.
         modality: e.g. "CT".
+        sop_instance_uid: SOPInstanceUID, "" if absent.
         series_uid: SeriesInstanceUID.
         series_number: SeriesNumber as text, "" if absent.
         description: SeriesDescription.
@@ -77,6 +79,7 @@ class SliceHeader:
     path: Path
     frame: int | None
     modality: str
+    sop_instance_uid: str
     series_uid: str
     series_number: str
     description: str
@@ -232,6 +235,7 @@ def _header(ds: Dataset, sources: list[Dataset], path: Path, frame: int | None) 
         path=path,
         frame=frame,
         modality=text(ds, "Modality").upper(),
+        sop_instance_uid=text(ds, "SOPInstanceUID"),
         series_uid=text(ds, "SeriesInstanceUID"),
         series_number=text(ds, "SeriesNumber"),
         description=text(ds, "SeriesDescription"),

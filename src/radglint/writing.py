@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from radglint.errors import OutputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MAX_SLUG_CHARACTERS = 48
+
+_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{n}{i}" for n in ("com", "lpt") for i in range(10))}
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
@@ -37,6 +41,18 @@ _REASONS = {
     errno.ENAMETOOLONG: "the path is too long for this file system; choose a shorter one",
     errno.ENOENT: "its folder does not exist; make it first",
 }
+
+
+def slug(text: str) -> str:
+    """A file name part that every system accepts: lower-case ASCII letters, digits and underscores, 1 to 48 of them."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:MAX_SLUG_CHARACTERS].rstrip("_")
+    return f"{name}_query" if name in _WINDOWS_NAMES else name or "query"
+
+
+def cut(text: str, length: int) -> str:
+    """A text of at most `length` characters, with an ellipsis where some are missing."""
+    return text if len(text) <= length else text[: length - 1] + "\u2026"
 
 
 @contextmanager

@@ -1,0 +1,108 @@
+"""Codes for findings: a phrase in words to a concept of SNOMED CT or DICOM, or to "clinical finding" where none fits.
+
+The first rule that matches wins, so the narrow ones ("pericardial effusion") stand before the wide ones ("effusion").
+A phrase without a rule is never given a code that is nearly right: the words travel beside the code in any case.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pydicom.sr.coding import Code
+
+ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+PHYSICAL_OBJECT = Code("260787004", "SCT", "Physical object")
+CLINICAL_FINDING = Code("404684003", "SCT", "Clinical finding")
+
+PRESENT = Code("52101004", "SCT", "Present")
+ABSENT = Code("272519000", "SCT", "Absent")
+SUSPECTED = Code("415684004", "SCT", "Suspected")
+UNKNOWN = Code("261665006", "SCT", "Unknown")
+FINDING_CONTEXT = Code("408729009", "SCT", "Finding context")
+
+LOCAL_SCHEME = "99RADGLINT"
+ASKED_AS = Code("ASKED_AS", LOCAL_SCHEME, "Asked as")
+"""How the query states the finding; no standard scheme has a concept for it."""
+
+CT_OF_CHEST = Code("169069000", "SCT", "CT of chest")
+PLAIN_CHEST_RADIOGRAPH = Code("399208008", "SCT", "Plain chest X-ray")
+
+ASSERTIONS = {"present": PRESENT, "absent": ABSENT, "uncertain": SUSPECTED}
+
+
+@dataclass(frozen=True)
+class FindingCode:
+    """What a phrase is, in codes.
+
+    Attributes:
+        type: the concept.
+        category: what kind of thing it is (CID 7150), abnormal structure or physical object.
+    """
+
+    type: Code
+    category: Code = ABNORMAL_STRUCTURE
+
+    @property
+    def is_specific(self) -> bool:
+        """Whether the phrase has a concept of its own."""
+        return self.type != CLINICAL_FINDING
+
+
+_RULES: tuple[tuple[str, FindingCode], ...] = tuple(
+    (pattern, FindingCode(Code(*code), category))
+    for pattern, code, category in (
+        (r"pericardial effusions?", ("373945007", "SCT", "Pericardial effusion"), ABNORMAL_STRUCTURE),
+        (r"pleural (?:effusions?|fluid)|hydrothorax", ("60046008", "SCT", "Pleural effusion"), ABNORMAL_STRUCTURE),
+        (r"(?:hydro)?pneumothora(?:x|ces)", ("36118008", "SCT", "Pneumothorax"), ABNORMAL_STRUCTURE),
+        (r"ground[ -]?glass(?: opacit(?:y|ies))?|ggos?", ("112120", "DCM", "Ground glass opacity"), ABNORMAL_STRUCTURE),
+        (r"consolidations?|airspace opacit(?:y|ies)", ("95436008", "SCT", "Lung consolidation"), ABNORMAL_STRUCTURE),
+        (r"atelecta(?:sis|ses|tic)", ("46621007", "SCT", "Atelectasis"), ABNORMAL_STRUCTURE),
+        (r"cardiomegaly|enlarged (?:heart|cardiac)", ("8186001", "SCT", "Cardiomegaly"), ABNORMAL_STRUCTURE),
+        (
+            r"interstitial (?:patterns?|markings?|opacit(?:y|ies)|thickening|changes?)",
+            ("112004", "DCM", "Abnormal interstitial pattern"),
+            ABNORMAL_STRUCTURE,
+        ),
+        (r"pulmonary (?:o?edema)", ("19242006", "SCT", "Pulmonary edema"), ABNORMAL_STRUCTURE),
+        (
+            r"pneumomediastinum|mediastinal emphysema",
+            ("16838000", "SCT", "Mediastinal emphysema"),
+            ABNORMAL_STRUCTURE,
+        ),
+        (r"(?:thyroid|skin|breast|adrenal|vocal) nodules?", CLINICAL_FINDING[:3], ABNORMAL_STRUCTURE),
+        (
+            r"(?:subcutaneous|surgical|soft tissue|orbital|gastric) emphysema",
+            CLINICAL_FINDING[:3],
+            ABNORMAL_STRUCTURE,
+        ),
+        (r"emphysema(?:tous)?", ("87433001", "SCT", "Pulmonary emphysema"), ABNORMAL_STRUCTURE),
+        (r"(?:pulmonary|lung) nodules?", ("786838002", "SCT", "Nodule of lung"), ABNORMAL_STRUCTURE),
+        (r"nodules?", ("27925004", "SCT", "Nodule"), ABNORMAL_STRUCTURE),
+        (r"mass(?:es)?", ("4147007", "SCT", "Mass"), ABNORMAL_STRUCTURE),
+        (r"rib fractures?|fractured ribs?", ("33737001", "SCT", "Fracture of rib"), ABNORMAL_STRUCTURE),
+        (r"hiat(?:al|us) hernias?", ("84089009", "SCT", "Hiatal hernia"), ABNORMAL_STRUCTURE),
+        (r"pacemakers?", ("14106009", "SCT", "Cardiac pacemaker"), PHYSICAL_OBJECT),
+        (
+            r"central (?:venous )?(?:lines?|catheters?)",
+            ("52124006", "SCT", "Central venous catheter"),
+            PHYSICAL_OBJECT,
+        ),
+        (r"endotracheal tubes?|et tubes?", ("26412008", "SCT", "Endotracheal tube"), PHYSICAL_OBJECT),
+        (r"chest (?:tubes?|drains?)", ("112173", "DCM", "Chest tube"), PHYSICAL_OBJECT),
+    )
+)
+_UNCODED = FindingCode(CLINICAL_FINDING)
+
+
+def code_finding(phrase: str) -> FindingCode:
+    """The code of a finding in words.
+
+    Args:
+        phrase: positive words, such as `Finding.phrase`; case does not matter.
+
+    Returns:
+        The concept, or "clinical finding" where the phrase has none.
+    """
+    plain = " ".join(phrase.lower().replace("\N{HYPHEN}", "-").split())
+    return next((code for pattern, code in _RULES if re.search(rf"\b(?:{pattern})\b", plain)), _UNCODED)

@@ -33,11 +33,13 @@ from radglint.simulation.entailment import holds_for
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
 from radglint.train import NOT_IN_LABELS, score_cases
 
-PRIOR = 0.25  # assumed share of images with a finding when it is asked for
+PRIOR = 0.5  # who asks for a finding has a reason to: as likely there as not, so that both errors weigh the same
 # A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
 VOLUME_SLICES = {"CXR": 1, "CT": 80}
-SLICES_WITHOUT = {"CXR": 0.0, "CT": 4.0}  # slices without a finding for each that shows it, where masks are thresholded
+# Slices without a finding for each that shows it, where masks are thresholded: most others are closed by their score.
+SLICES_WITHOUT = {"CXR": 0.0, "CT": 1.0}
 CALIBRATION_FOLDS = (0, 1)  # of the held-out patients with real labels; the rest judge the decisions
+MIN_SLOPE = 1.0
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
 MORE_PROMPTS = {
@@ -75,7 +77,7 @@ def prompt_bank() -> dict[str, list[str]]:
 
 
 def logistic(*domains: tuple[np.ndarray, np.ndarray]) -> LogisticMap:
-    """Platt scaling at the assumed prior, with a slope that is never negative; every domain weighs the same.
+    """Platt scaling at the assumed prior; every domain weighs the same.
 
     Args:
         domains: scores and labels of simulated cases, of real ones.
@@ -85,7 +87,7 @@ def logistic(*domains: tuple[np.ndarray, np.ndarray]) -> LogisticMap:
         weights.append(np.where(labels, PRIOR / labels.sum(), (1 - PRIOR) / (~labels).sum()))
     values, labels = (np.concatenate(parts) for parts in zip(*domains, strict=True))
     fit = LogisticRegression(C=1e4).fit(values[:, None], labels, sample_weight=np.concatenate(weights))
-    return LogisticMap(slope=max(float(fit.coef_[0, 0]), 1e-3), bias=float(fit.intercept_[0]))
+    return LogisticMap(slope=float(fit.coef_[0, 0]), bias=float(fit.intercept_[0]))
 
 
 def volume_scores(scores: np.ndarray, labels: np.ndarray, num_slices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +146,10 @@ def calibrate(
         labels = (verdicts == "holds")[known]
         domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])]
         domains += real_scores(branch, real, concept, modality, texts)
-        presence[concept] = logistic(*domains)
+        to_logit = logistic(*domains)
+        if to_logit.slope < MIN_SLOPE:  # held-out images with and without it score alike
+            continue
+        presence[concept] = to_logit
         pooled += domains
         mean_map = logits.float().mean(dim=0).numpy()
         truth = [coverage_of(cases[k], concept) for k in shown]

@@ -82,7 +82,7 @@ def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str
     volume = finding.probability_map()
     inside = np.unravel_index(np.nanargmax(volume), volume.shape)
     marked = finding.mask()
-    best = max((dice(volume >= t, truth), t) for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9))
+    best = max((dice(volume >= t, truth), t) for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99))
     return {
         "query": query, "probability": round(finding.probability, 3), "peak_inside": bool(truth[inside]),
         "dice": round(dice(marked, truth), 3), "best_dice": round(best[0], 3), "best_threshold": best[1],

@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--token-shift", type=float, default=0.0, help="another scanner: random gain and offset")
     parser.add_argument("--batch", type=int, help="images per step")
     parser.add_argument("--init", type=Path, help="branch.safetensors to go on from")
     args = parser.parse_args()
@@ -138,6 +139,7 @@ def main() -> None:
     kind, weight, budget = SPARSITY[args.modality]
     fit = FitConfig(
         steps=args.steps or STEPS[args.modality], batch=args.batch or BATCH, group_size=2, valid_depth=True,
+        token_shift=args.token_shift,
         sparsity=kind, sparsity_weight=weight, sparsity_budget=budget,
     )  # fmt: skip
 

@@ -107,11 +107,24 @@ def test_a_pipeline_answers_what_the_model_and_the_calibration_say(pipeline: Pip
         line = maps.presence[concept]
         wanted = 1 / (1 + np.exp(-(line.slope * float(gated.scores[k, 0]) + line.bias)))
         assert finding.probability == pytest.approx(wanted, abs=1e-4)
-        logits = maps.pixel.slope * gated.gate_logits[k, 0].double().numpy() + maps.pixel.bias
+        logits = maps.pixel.slope * gated.map_logits[k, 0].double().numpy() + maps.pixel.bias
+        shown = line.slope * gated.slice_scores[k, 0].double().numpy() + line.bias
+        shown = shown.repeat(logits.size // shown.size)
+        logits = np.where(shown < 0, np.minimum(logits, shown + 1e-3 * logits), logits)
         assert finding.token_logits.shape == prepared.record.grid_shape
         np.testing.assert_allclose(finding.token_logits.ravel(), logits, atol=2e-3)
         assert finding.mask().shape == finding.probability_map().shape == image.shape
     assert (findings.model_name, findings.model_fingerprint) == ("tiny", pipeline.model.fingerprint)
+
+
+def test_a_slice_that_shows_nothing_caps_its_patches() -> None:
+    """Two slices, one below the threshold: its patches stay in their order, none above it; the other is left alone."""
+    tokens = torch.tensor([[[3.0, -1.0]], [[5.0, 4.0]]])
+    out = pipeline_module.capped(tokens, torch.tensor([1.0, -2.0]), 0.0)
+    assert torch.equal(out[0], tokens[0])
+    assert -2 < out[1, 0, 1] < out[1, 0, 0] < -1.9
+    assert torch.equal(pipeline_module.capped(tokens, torch.tensor([1.0, -2.0]), -3.0), tokens)
+    assert (pipeline_module.capped(tokens[0], torch.tensor([-4.0]), 0.0) < -3.9).all()
 
 
 @pytest.mark.parametrize("modality", ["CXR", "CT"])

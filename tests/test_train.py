@@ -35,6 +35,7 @@ from radglint.train import (
     label_pairs,
     learning_rate_factor,
     score_cases,
+    shift_channels,
 )
 
 GRID, EMBED, TEXT = (4, 5), 12, 8
@@ -284,3 +285,17 @@ def test_a_batch_of_groups_of_one_is_any_cases() -> None:
     cases = planted(10, 0)
     batch = next(batch_order(cases, FitConfig(batch=64), np.random.default_rng(0)))
     assert sorted(map(id, batch)) == sorted(map(id, cases))
+
+
+def test_a_shift_changes_whole_channels_of_one_image() -> None:
+    """Gain and offset are the same for every token of an image, and other for another image."""
+    tokens = torch.randn(2, 1, 50, 6, generator=torch.Generator().manual_seed(0)) * 3
+    assert shift_channels(tokens, 0.0) is tokens
+    moved = shift_channels(tokens, 0.3)
+    for image in range(2):
+        for channel in range(6):
+            before, after = tokens[image, 0, :, channel], moved[image, 0, :, channel]
+            gain, offset = np.polyfit(before.numpy(), after.numpy(), 1)
+            np.testing.assert_allclose(after, gain * before + offset, atol=1e-4)
+            assert 0 < abs(gain - 1) < 1.5
+    assert not torch.allclose(moved[0] - tokens[0], moved[1] - tokens[1])

@@ -42,12 +42,15 @@ class GatedScores:
         gate_logits: `texts batch tokens`, before the sigmoid.
         gate: `texts batch tokens`, the pooling weights before normalisation, in [0, 1].
         map_logits: `texts batch tokens`, what a map shows, see `SparseGate.map_logits`.
+        slice_scores: `texts batch slices`, the best score of the runs that hold each slice; one "slice" if the image
+            was pooled as a whole.
     """
 
     scores: torch.Tensor
     gate_logits: torch.Tensor
     gate: torch.Tensor
     map_logits: torch.Tensor
+    slice_scores: torch.Tensor
 
 
 def pooling_weights(gate_logits: torch.Tensor, pooling: Pooling, top_k: int = 16) -> torch.Tensor:
@@ -192,17 +195,18 @@ class SparseGate(nn.Module):
             raise ValueError(f"windows need a gate that decides patch by patch, not {self.config.pooling!r}")
         logits = self.gate_logits(tokens, texts)
         gate = pooling_weights(logits, self.config.pooling)
-        by_slice = gate.unflatten(-1, (depth, -1))
+        sliced = gate.unflatten(-1, (depth, -1))
         content = self.image_content(tokens).float().unflatten(1, (depth, -1))
-        summed = _window_sums(torch.einsum("tbsp,bspd->tbsd", by_slice, content), window)
-        mass = _window_sums(by_slice.sum(dim=-1, keepdim=True), window)
+        summed = _window_sums(torch.einsum("tbsp,bspd->tbsd", sliced, content), window)
+        mass = _window_sums(sliced.sum(dim=-1, keepdim=True), window)
         null_weight = self.config.null_weight if self.null is not None else EPSILON
         pooled = (summed + null_weight * (self.null if self.null is not None else 0.0)) / (mass + null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbsd,td->tbs", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        by_token = _best_of_windows(scores, depth).repeat_interleave(logits.shape[-1] // depth, dim=-1)
+        by_slice = _best_of_windows(scores, depth)
+        by_token = by_slice.repeat_interleave(logits.shape[-1] // depth, dim=-1)
         maps = self.map_logits(logits, content.flatten(1, 2), wanted, by_token)
-        return GatedScores(scores.amax(dim=-1), logits, gate, maps)
+        return GatedScores(scores.amax(dim=-1), logits, gate, maps, by_slice)
 
     def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> GatedScores:
         """Score every text on every image.
@@ -220,4 +224,5 @@ class SparseGate(nn.Module):
         pooled = pool_content(content, gate, self.null, self.config.null_weight)
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        return GatedScores(scores, logits, gate, self.map_logits(logits, content, wanted, scores[..., None]))
+        maps = self.map_logits(logits, content, wanted, scores[..., None])
+        return GatedScores(scores, logits, gate, maps, scores[..., None])

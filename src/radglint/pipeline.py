@@ -13,6 +13,7 @@ model that answers with region codes, or a multimodal model whose hidden states 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from radglint.scope import ConceptIndex
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
 SLICES_AT_ONCE = 8
+KEEP_ORDER = 1e-3  # share of a patch's logit that is added to its slice's where that caps it
 GATES_AT_ONCE = 2**20  # queries times tokens
 
 
@@ -201,21 +203,24 @@ class GlintAnswerer:
     def _calibrated(
         self, encoded: EncodedImage, queries: Sequence[Query], gated: GatedScores, threshold: float
     ) -> list[Finding]:
-        """Turn raw scores and gate logits into findings."""
+        """Turn raw scores and map logits into findings; see `capped` for the maps."""
         maps = self.calibration.modalities[encoded.image.modality]
         nearest = self._concepts.nearest([query.phrase for query in queries])
         findings = []
         for k, (query, (concept, similarity)) in enumerate(zip(queries, nearest, strict=True)):
             in_scope = similarity >= self.calibration.scope_threshold and concept in maps.presence
             score = float(gated.scores[k, 0])
+            to_logit = maps.presence.get(concept, maps.presence_default)
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
-            tokens = pixel.slope * gated.map_logits[k, 0] + pixel.bias
+            tokens = (pixel.slope * gated.map_logits[k, 0] + pixel.bias).reshape(encoded.record.grid_shape)
+            slices = to_logit.slope * gated.slice_scores[k, 0] + to_logit.bias
+            tokens = capped(tokens, slices, math.log(threshold / (1 - threshold)))
             findings.append(
                 Finding(
                     query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,
-                    probability=probability(score, maps.presence.get(concept, maps.presence_default)),
+                    probability=probability(score, to_logit),
                     threshold=threshold, in_scope=in_scope, image=encoded.image, record=encoded.record,
-                    token_logits=tokens.reshape(encoded.record.grid_shape).float().cpu().numpy(),
+                    token_logits=tokens.float().cpu().numpy(),
                     note=query.note if in_scope else self._scope_note(query.phrase, encoded.image.modality),
                 )
             )  # fmt: skip
@@ -231,6 +236,18 @@ class GlintAnswerer:
         if new:
             self._embeddings |= dict(zip(new, self.model.text.embed(new), strict=True))
         return torch.stack([self._embeddings[phrase] for phrase in phrases])
+
+
+def capped(tokens: torch.Tensor, slices: torch.Tensor, least: float) -> torch.Tensor:
+    """Where a slice does not show a finding, no patch of it does.
+
+    Args:
+        tokens: logit of each patch, `depth height width`, or `height width` with one slice.
+        slices: logit of each slice, `depth`.
+        least: slices below this logit cap their patches, in the order that these had.
+    """
+    cap = slices.reshape(-1, *(1 for _ in tokens.shape[1:]))
+    return torch.where(cap < least, torch.minimum(tokens, cap + KEEP_ORDER * tokens), tokens)
 
 
 def probability(score: float, to_logit: LogisticMap) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 from radglint.cases import Case
 from radglint.losses import SparsityKind, multi_positive_info_nce, sparsity_of_sums
@@ -44,6 +44,7 @@ class FitConfig(BaseModel):
     learning_rate: float = 7e-4  # peak, after a linear warm-up and before a cosine to zero
     warmup_steps: int = 40
     weight_decay: float = 0.05
+    token_shift: NonNegativeFloat = 0.0  # random gain and offset of each image's channels, in their standard deviations
     sentences_per_fact: PositiveInt = 2
     sparsity: SparsityKind = "none"
     sparsity_weight: float = 0.0
@@ -116,12 +117,27 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def shift_channels(tokens: torch.Tensor, amount: float) -> torch.Tensor:
+    """Another scanner, roughly: a random gain and offset for each channel of each image.
+
+    Args:
+        tokens: `batch depth patches embed`.
+        amount: standard deviation of the gain around 1, and of the offset in standard deviations of the channel.
+    """
+    if amount == 0:
+        return tokens
+    batch, width = tokens.shape[0], tokens.shape[-1]
+    spread = tokens.float().std(dim=(0, 1, 2))
+    gain = 1 + amount * torch.randn(batch, 1, 1, width)
+    return tokens * gain.to(tokens.dtype) + (amount * spread * torch.randn(batch, 1, 1, width)).to(tokens.dtype)
+
+
 def branch_loss(
     branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, statements: Sequence[Fact],
     config: FitConfig,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
     """Loss of one batch and the numbers worth logging."""
-    tokens = torch.stack([case.tokens for case in cases])
+    tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
     positives, negatives = label_pairs(statements, cases)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         aligned = branch.align(tokens, grid, texts, config.valid_depth)

@@ -1,7 +1,7 @@
 """Step 1 of `nano` CT: slabs of real chest CT with simulated findings, as cached trunk tokens.
 
-Command: python recipes/nano_features_ct.py CT_FOLDER runs/trunk runs/ct --shard 0/2    (and 1/2 beside it)
-Time:    about 20 minutes for both shards together on 2 cores.
+Command: python recipes/nano_features_ct.py CT_FOLDER LIDC_NODULES runs/trunk runs/ct --shard 0/2    (and 1/2 beside it)
+Time:    about 40 minutes for both shards together on 2 cores.
 Needs:   a folder with lungdx_a0001, fourd_lung_113, partial_acrin_flt_breast_001, partial_lungfcp_01_0001 (training)
          and lidc_0314 (validation only). Slices with real disease of the training scans are left out.
          lidc_0001 is never read: it is the test of `make demo`.

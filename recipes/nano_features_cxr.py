@@ -1,8 +1,8 @@
 """Step 1 of `nano` CXR: radiographs with simulated findings, and real labelled ones, as cached trunk tokens.
 
-Command: python recipes/nano_features_cxr.py NIH_FOLDER runs/trunk runs/cxr --shard 0/2    (and 1/2 beside it)
-Time:    about 25 minutes for both shards together on 2 cores.
-Needs:   a folder with records.json and images of NIH ChestX-ray14 (labels, view, patient).
+Command: python recipes/nano_features_cxr.py NIH_FOLDER CT_FOLDER runs/trunk runs/cxr
+Time:    about 40 minutes on 2 cores (`--shard 0/2` and `1/2` side by side).
+Needs:   a folder with records.json and images of NIH ChestX-ray14 (labels, view, patient), and the CT of the CT recipe.
 Writes:  train_*, val_* (simulated, other patients) and real_train_*, real_test_* (real labels, split by patient).
 """
 

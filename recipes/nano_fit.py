@@ -47,7 +47,7 @@ BRANCHES = {
     ),
 }  # fmt: skip
 BATCH = 48
-SPARSITY = {"CXR": ("budget", 5.0, 0.05), "CT": ("budget", 5.0, 0.03)}  # kind, weight, share of patches
+SPARSITY_WEIGHT, SPARSITY_BUDGET = 5.0, 0.05  # a positive sentence may use this share of the patches
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
 
@@ -138,11 +138,10 @@ def main() -> None:
     branch = GlintBranch(384, text.embed_dim, config)
     if args.init:
         branch.load_state_dict(load_file(args.init), strict=True)
-    kind, weight, budget = SPARSITY[args.modality]
     fit = FitConfig(
         steps=args.steps or STEPS[args.modality], batch=args.batch or BATCH, group_size=2, valid_depth=True,
         token_shift=args.token_shift,
-        sparsity=kind, sparsity_weight=weight, sparsity_budget=budget,
+        sparsity="budget", sparsity_weight=SPARSITY_WEIGHT, sparsity_budget=SPARSITY_BUDGET,
     )  # fmt: skip
 
     def embed(sentences: Sequence[str]) -> torch.Tensor:

@@ -111,7 +111,8 @@ def test_a_closing_gate_has_the_gradients_of_the_plain_form(pooling, bias: float
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
     expected = torch.autograd.grad((plain * weights).sum(), wanted)
     got = torch.autograd.grad((ours * weights).sum(), wanted)
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=5e-5)  # at -30 terms of 0.3 cancel to 1e-5
+    slack = 5e-5 if bias == -30.0 else 1e-6  # there terms of 0.3 cancel, in float32 down to 1e-5
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=slack)
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 2 * TOKENS, 10**6])

@@ -331,10 +331,9 @@ class Findings(Sequence[Finding]):
     def to_table(self) -> str:
         """A readable table: query, assertion, probability, decision, where, note."""
         rows = [("query", "asked as", "probability", "decision", "where", "note")]
-        rows += [
-            (writing.cut(f.query, 48), f.assertion, f"{f.probability:.2f}", f.decision, f.where or "-", f.remark)
-            for f in self
-        ]
+        for f in self:
+            query, chance = writing.cut(f.query, 48), f"{f.probability:.2f}"
+            rows.append((query, f.assertion, chance, f.decision, f.where or "-", f.remark))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

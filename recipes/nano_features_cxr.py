@@ -44,8 +44,8 @@ NOT_NORMAL = {
     3393: "030", 3417: "000", 3426: "018", 3478: "002", 3490: "010 011", 3580: "001", 3611: "007", 3623: "000",
     3628: "000", 3698: "000", 3837: "004",
 }  # fmt: skip
-# CT whose reconstructed radiographs are bases too, with the side of a real mass that a sentence states. That of 4D-Lung 113
-# has none: label noise that was left in.
+# CT whose reconstructed radiographs are bases too, with the side of a real mass that a sentence states. The tumour of
+# 4D-Lung 113 has no sentence: label noise that was left in.
 DRR_TRAIN = {"lungdx_a0001": "left", "fourd_lung_113": None}
 DRR_VIEWS, DRR_SHARE = 10, 0.2
 NIH_CONCEPTS = {

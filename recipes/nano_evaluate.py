@@ -2,7 +2,8 @@
 
 Command: python recipes/nano_evaluate.py ../shared/data [--model src/radglint/weights/nano] [--out runs/real.json]
 Time:    about 6 minutes on 2 cores.
-Prints:  AUROC on held-out NIH patients, all and by view; peak, Dice and probability on lesions of real CT.
+Prints:  AUROC on held-out NIH patients, all and by view; how much of "consolidation" lies in radiologists' boxes of
+         diseased lungs; peak, Dice and probability on lesions of real CT.
 """
 
 from __future__ import annotations
@@ -72,6 +73,33 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
     return rows
 
 
+def evaluate_lung_boxes(pipe: radglint.Pipeline, folder: Path) -> dict:
+    """Whether a lung finding is marked in the lungs: frontal radiographs of diseased lungs with radiologists' boxes."""
+    usable = [r for r in json.loads((folder / "records.json").read_text()) if r["view"] != "L" and r["lung_boxes"]]
+    rows = []
+    for record in (r for r in usable if r["finding"] != "No Finding"):
+        finding = pipe.ask(folder / record["image"], ["consolidation"])[0]
+        score = finding.probability_map()
+        lungs = np.zeros(score.shape, bool)
+        for left, top, right, bottom in (np.round(box["bbox_xyxy"]).astype(int) for box in record["lung_boxes"]):
+            lungs[top:bottom, left:right] = True
+        peak = np.unravel_index(np.nanargmax(score), score.shape)
+        marked = finding.mask()
+        rows.append(
+            (
+                lungs[peak],
+                lungs.mean(),
+                finding.present,
+                marked.mean(),
+                lungs[marked].mean() if marked.any() else np.nan,
+            )
+        )
+    peaks, chance, present, area, inside = np.array(rows, float).T
+    return {"n": len(rows), "peak_in_lung_box": round(peaks.mean(), 3), "chance": round(chance.mean(), 3),
+            "present": round(present.mean(), 3), "marked_share_of_image": round(area[present > 0].mean(), 3),
+            "marked_inside_lung_box": round(float(np.nanmean(inside)), 3)}  # fmt: skip
+
+
 def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str, absent: tuple[str, ...]) -> dict:
     """Peak and overlap with the radiologists' outline, and what is said of things that are not there."""
     image = radglint.read_image(folder / "ct.nii.gz")
@@ -113,6 +141,8 @@ def main() -> None:
         result["nih"] = evaluate_radiographs(pipe, args.data / "nih_cxr")
         for label, row in result["nih"].items():
             print(f"{label:14s}", json.dumps(row), flush=True)
+        result["lung_boxes"] = evaluate_lung_boxes(pipe, args.data / "covid_cxr_notes")
+        print("lung boxes", json.dumps(result["lung_boxes"]), flush=True)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2))
 

@@ -37,9 +37,11 @@ from radglint.train import FitConfig, fit_branch, score_cases
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 STEPS = {"CXR": 1100, "CT": 650}
 GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0, map_score_weight=8.0)
+# A radiograph is one picture: its score would lift every patch alike, and a sure one would be marked all over.
+CXR_GATE = GateConfig(initial_bias=-4.0, map_content_weight=1.0)
 BRANCHES = {
     "CXR": BranchConfig(
-        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=GATE
+        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=CXR_GATE
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),

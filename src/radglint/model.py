@@ -18,7 +18,7 @@ from torch import nn
 
 from radglint.alignment import Alignment, align
 from radglint.encoders.backbones import build_backbone, image_encoder
-from radglint.encoders.features import PatchFeatures, grey_to_channels
+from radglint.encoders.features import PatchFeatures, grey_to_channels, join_layers
 from radglint.encoders.mixer import MixerConfig, TokenMixer
 from radglint.encoders.text import TextEncoder
 from radglint.encoders.video import VideoEncoder
@@ -35,6 +35,7 @@ class BranchConfig(_Config):
     """What is particular to one modality."""
 
     preprocess: PreprocessConfig = Field(discriminator="kind")
+    trunk_layers: tuple[PositiveInt, ...] = ()  # earlier trunk blocks whose tokens stand beside the last ones
     mixer: MixerConfig = MixerConfig()
     gate: GateConfig = GateConfig()
     text_hidden: PositiveInt = 512  # width of the text adapter's hidden layer
@@ -94,7 +95,7 @@ class GlintBranch(nn.Module):
 
     def __init__(self, trunk_dim: int, text_dim: int, config: BranchConfig) -> None:
         super().__init__()
-        self.mixer = TokenMixer(trunk_dim, config.mixer)
+        self.mixer = TokenMixer(trunk_dim * (1 + len(config.trunk_layers)), config.mixer)
         self.text_adapter = TextAdapter(text_dim, config.text_hidden)
         self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -173,14 +174,30 @@ class GlintModel(nn.Module):
             PatchFeatures with tokens `batch depth patches embed`, one layer per slice whatever the trunk's tubelet, and
             the grid of one slice. `layers` keeps the trunk's own token order.
         """
-        batch, depth = pixels.shape[:2]
-        if isinstance(self.trunk, VideoEncoder):
-            features = self.trunk(pixels, layers)
-            per_tubelet = features.tokens.unflatten(1, (features.grid[0], -1))
-            tokens = per_tubelet.repeat_interleave(self.trunk.tubelet, dim=1)[:, :depth]  # one layer per slice again
-            return PatchFeatures(tokens, features.grid[1:], features.layers)
-        features = self.trunk(grey_to_channels(pixels.flatten(0, 1)), layers)
-        return PatchFeatures(features.tokens.unflatten(0, (batch, depth)), features.grid, features.layers)
+        video = isinstance(self.trunk, VideoEncoder)
+        features = self.trunk(pixels if video else grey_to_channels(pixels.flatten(0, 1)), layers)
+        return PatchFeatures(self._by_slice(features.tokens, pixels.shape), features.grid[-2:], features.layers)
+
+    def _by_slice(self, tokens: torch.Tensor, pixels_shape: torch.Size) -> torch.Tensor:
+        """The trunk's own order to `batch depth patches embed`."""
+        batch, depth = pixels_shape[:2]
+        if not isinstance(self.trunk, VideoEncoder):
+            return tokens.unflatten(0, (batch, depth))
+        per_tubelet = tokens.unflatten(1, (-(-depth // self.trunk.tubelet), -1))
+        return per_tubelet.repeat_interleave(self.trunk.tubelet, dim=1)[:, :depth]  # one layer per slice again
+
+    def branch_features(self, pixels: torch.Tensor, modality: str, layers: tuple[int, ...] = ()) -> PatchFeatures:
+        """What the branch of a modality reads: `trunk_features`, with the branch's `trunk_layers` joined to the tokens.
+
+        Args:
+            pixels: as there.
+            modality: "CXR" or "CT".
+            layers: as there.
+        """
+        own = self.config.branches[modality].trunk_layers  # pyright: ignore[reportArgumentType]
+        features = self.trunk_features(pixels, tuple(dict.fromkeys((*layers, *own))))
+        inner = [self._by_slice(features.layers[k], pixels.shape) for k in own]
+        return PatchFeatures(join_layers(features.tokens, inner), features.grid, features.layers)
 
     def forward(
         self,
@@ -197,7 +214,7 @@ class GlintModel(nn.Module):
             modality: which branch answers.
             layers: trunk blocks to return for Dense Feature Regularization.
         """
-        features = self.trunk_features(pixels, layers)
+        features = self.branch_features(pixels, modality, layers)
         gated = self.branch(modality)(features.tokens, features.grid, self.text.embed(sentences))
         return GlintOutput(gated, features.layers)
 

@@ -169,15 +169,15 @@ class GlintAnswerer:
             )
         prepared = preprocess(image, branches[image.modality].preprocess)
         pixels = torch.from_numpy(prepared.pixels)
-        chunks = [self._trunk(part) for part in pixels.split(SLICES_AT_ONCE)]
+        chunks = [self._trunk(part, image.modality) for part in pixels.split(SLICES_AT_ONCE)]
         tokens = torch.cat(chunks, dim=1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             mixed = self.model.branch(image.modality).mixer(tokens, prepared.record.grid_shape[-2:])
         return EncodedImage(image, prepared.record, mixed.float(), self.fingerprint)
 
-    def _trunk(self, slices: torch.Tensor) -> torch.Tensor:
+    def _trunk(self, slices: torch.Tensor, modality: Modality) -> torch.Tensor:
         """`depth height width` pixels to `1 depth patches embed` tokens."""
-        return self.model.trunk_features(slices[None].to(self.device, self.dtype)).tokens
+        return self.model.branch_features(slices[None].to(self.device, self.dtype), modality).tokens
 
     @torch.inference_mode()
     def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,6 +25,19 @@ class PatchFeatures:
     tokens: torch.Tensor
     grid: tuple[int, ...]
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def join_layers(last: torch.Tensor, inner: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Earlier blocks beside the last one: they see small things more clearly, and less of the whole image.
+
+    Args:
+        last: `... embed`, layer-normalised.
+        inner: raw tokens of other blocks, of that shape.
+
+    Returns:
+        `... (embed * (1 + inner))`, each part of unit variance.
+    """
+    return torch.cat([last, *(functional.layer_norm(x, x.shape[-1:]).to(last.dtype) for x in inner)], dim=-1)
 
 
 def grey_to_channels(pixels: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,6 @@ import argparse
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +26,17 @@ from radglint.image import MedicalImage
 from radglint.nifti import read_nifti
 from radglint.preprocess import CxrPreprocess, preprocess
 from radglint.quantize import quantize_in_place
-from radglint.simulation.anatomy_cxr import LungFields, find_lungs, fit_lung_tokens
-from radglint.simulation.ct import CtBase
+from radglint.simulation.anatomy_cxr import find_lungs, fit_lung_tokens
 from radglint.simulation.ct_base import base_from_image
-from radglint.simulation.drr import DrrConfig, project_lungs, render_drr
 from radglint.simulation.facts import Fact
-from radglint.simulation.radiograph import make_image
+from radglint.simulation.film import Film, drr_film
+from radglint.simulation.radiograph import FULL_WEIGHTS, make_image
 
 NUM_TRAIN, NUM_VAL, SHARD_CASES = 3000, 200, 100  # bodies; each is painted twice
 SEED = 20261122
 GRID = (28, 28)
 TRUNK_LAYERS = (6,)  # beside the last one: a linear probe finds nodules and masks better in it than in block 9
-FILM_PX = 512  # side of the square radiographs
+HARD_SHARE = 0.3  # of the images show what only looks like a finding, in the wrong place
 # "No Finding" radiographs with a port, a pacemaker, disease or a bad position to our own eye: patient, follow-ups.
 NOT_NORMAL = {
     347: "000", 1281: "000", 1401: "001", 1697: "014", 1841: "000", 2104: "006", 2376: "001", 3361: "004 012",
@@ -100,83 +98,35 @@ def coverage(masks: list[np.ndarray]) -> torch.Tensor | None:
     return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
 
 
-@dataclass(frozen=True, eq=False)
-class Base:
-    """A radiograph to paint into: picture, anatomy, patient, and what it shows already."""
-
-    picture: np.ndarray
-    lungs: LungFields
-    patient: str
-    facts: tuple[Fact, ...] = ()
-
-    def mirrored(self) -> Base:
-        """The mirror image: another body, for which left and right are the picture's as ever."""
-        turned = [np.ascontiguousarray(plane[:, ::-1]) for plane in (self.picture, self.lungs.right, self.lungs.left)]
-        lungs = LungFields(left=turned[1], right=turned[2], heart=np.ascontiguousarray(self.lungs.heart[:, ::-1]))
-        swap = {"left": "right", "right": "left"}
-        facts = tuple(replace(f, side=swap.get(f.side or "", f.side)) for f in self.facts)  # pyright: ignore[reportArgumentType]
-        return Base(turned[0], lungs, self.patient, facts)
-
-
-def draw_base(films: list[Base], drrs: list[Base], rng: np.random.Generator) -> Base:
+def draw_base(films: list[Film], drrs: list[Film], rng: np.random.Generator) -> Film:
     """A real radiograph or a reconstructed one (if there are any), now and then as its mirror image."""
     pool = drrs if drrs and rng.random() < DRR_SHARE else films
     base = pool[int(rng.integers(len(pool)))]
     return base.mirrored() if rng.random() < 0.2 else base
 
 
-def simulated(films: list[Base], drrs: list[Base], bodies: range, trunk: Trunk) -> Iterator[Case]:
+def simulated(films: list[Film], drrs: list[Film], bodies: range, trunk: Trunk) -> Iterator[Case]:
     """Two images per body: the same base, geometry and exposure with other findings."""
     for body in bodies:
         for twin in (0, 1):
             rng = np.random.default_rng([SEED, body])
             base = draw_base(films, drrs, rng)
-            made = make_image(base.picture, base.lungs, rng, np.random.default_rng([SEED, 1, body, twin]))
+            painter = np.random.default_rng([SEED, 1, body, twin])
+            hard = painter.random() < HARD_SHARE
+            made = make_image(base.picture, base.lungs, rng, painter, weights=FULL_WEIGHTS, hard=hard)
             tokens = trunk.tokens(model_pixels(made.image, base.patient))
             masks = [*made.masks, *(np.zeros_like(base.lungs.left) for _ in base.facts)]
             yield Case(tokens, (*made.facts, *base.facts), coverage(masks), f"{base.patient}/{body}")
 
 
-def drr_base(volume: CtBase, patient: str, facts: tuple[Fact, ...], rng: np.random.Generator) -> Base:
-    """A radiograph of a CT, stretched a little, from a random distance and in a random display, in a film's frame."""
-    stretch = np.array([2.5, 1, 1]) * rng.uniform(0.93, 1.07, 3)
-    lowest = max(0, int(volume.anatomy.lung_bottom - rng.uniform(10, 40) / 2.5))
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = stretch[0], -stretch[1], -stretch[2], 1
-    spacing = (float(stretch[0]), float(stretch[1]), float(stretch[2]))
-    ct = MedicalImage(np.ascontiguousarray(volume.volume_hu[lowest:]), "CT", "HU", spacing, affine, patient)
-    view = DrrConfig(
-        size_px=512, source_to_detector_mm=float(rng.uniform(1000, 2200)), gap_mm=float(rng.uniform(10, 80)),
-        local_contrast=float(rng.uniform(0.2, 0.8)),
-    )  # fmt: skip
-    lungs = project_lungs(volume.anatomy.labels[lowest:], ct, view)
-    return framed(Base(render_drr(ct, view).array, lungs, patient, facts), rng)
-
-
-def framed(base: Base, rng: np.random.Generator) -> Base:
-    """Cut the sides to the lungs with a margin, as a radiographer does, and bring it to the square of the others."""
-    columns = np.flatnonzero(base.lungs.both.any(axis=0))
-    margin = float(rng.uniform(0.12, 0.25)) * (columns[-1] - columns[0])
-    sides = slice(max(0, int(columns[0] - margin)), int(columns[-1] + margin))
-
-    def square(plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        cut = np.ascontiguousarray(plane[:, sides], np.float32)
-        return np.asarray(Image.fromarray(cut).resize((FILM_PX, FILM_PX), resample))
-
-    parts = (base.lungs.left, base.lungs.right, base.lungs.heart)
-    left, right, heart = (square(part, Image.Resampling.NEAREST) > 0.5 for part in parts)
-    picture = square(base.picture, Image.Resampling.BILINEAR).clip(0, 1)
-    return replace(base, picture=picture, lungs=LungFields(left=left, right=right, heart=heart))
-
-
-def drr_bases(folder: Path, patients: dict[str, str | None]) -> list[Base]:
+def drr_bases(folder: Path, patients: dict[str, str | None]) -> list[Film]:
     """Several views of every CT."""
     made = []
     for patient, side in patients.items():
         volume = base_from_image(read_nifti(folder / patient / "ct.nii.gz"))
         facts = () if side is None else (Fact("mass", side),)  # pyright: ignore[reportArgumentType]
         rng = np.random.default_rng([SEED, 2, zlib.crc32(patient.encode())])
-        made += [drr_base(volume, patient, facts, rng) for _ in range(DRR_VIEWS)]
+        made += [drr_film(volume, patient, facts, rng) for _ in range(DRR_VIEWS)]
     return made
 
 
@@ -203,7 +153,7 @@ def write_shards(out: Path, prefix: str, cases: Iterator[Case], part: int) -> No
         save_cases(out / f"{prefix}_{part}_{number:03d}", batch)
 
 
-def prepare_films(records: list, folder: Path, trunk: Trunk) -> list[Base]:
+def prepare_films(records: list, folder: Path, trunk: Trunk) -> list[Film]:
     """Normal radiographs with usable lungs."""
     images = [read_grey(folder / record["image"]) for record in records]
     tokens = [trunk.tokens(model_pixels(image, "base"))[0].float().numpy() for image in images]
@@ -211,7 +161,7 @@ def prepare_films(records: list, folder: Path, trunk: Trunk) -> list[Base]:
     lung_tokens = fit_lung_tokens(features)
     found = [find_lungs(image, lung_tokens.score(f)) for image, f in zip(images, features, strict=True)]
     rows = zip(records, images, found, strict=True)
-    return [Base(image, lungs, record["patient"]) for record, image, lungs in rows if lungs is not None]
+    return [Film(image, lungs, record["patient"]) for record, image, lungs in rows if lungs is not None]
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from radglint.simulation.anatomy_ct import (
     find_anatomy,
     zone_of_height,
 )
+from radglint.simulation.ct_distractors import add_hard_distractors
 from radglint.simulation.ct_pleura import PAINTERS
 from radglint.simulation.ct_scene import Lesion, NoiseModel, Scene, Spacing, measure_noise
 from radglint.simulation.facts import Fact
@@ -39,12 +40,18 @@ CONCEPT_WEIGHTS: dict[str, float] = {
 }  # fmt: skip
 """How often `make_slab` draws each concept."""
 
+FULL_WEIGHTS: dict[str, float] = {**CONCEPT_WEIGHTS, "rib fracture": 0.06}
+"""The same where all are wanted; `nano` was trained without rib fractures."""
+
 _ORDER = (
+    "rib fracture",
     "emphysema", "interstitial pattern", "ground-glass opacity", "consolidation", "atelectasis", "mass", "nodule",
     "calcified nodule", "pleural effusion", "pneumothorax",
 )  # fmt: skip
+_LEAST_CHANGE_HU = {"emphysema": 12, "interstitial pattern": 25, "pneumothorax": 40, "rib fracture": 40}
 _BILATERAL = {"pleural effusion": 0.3, "ground-glass opacity": 0.4, "atelectasis": 0.3, "emphysema": 0.75,
               "interstitial pattern": 0.75, "pneumothorax": 0.03}  # fmt: skip
+_WITHOUT_ZONE = {"pleural effusion", "pneumothorax", "rib fracture"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +82,16 @@ class SimulatedVolume:
         facts: what is in it; empty for a volume without painted findings.
         masks: one bool array per fact, of the volume's shape.
         labels: uint8 anatomy labels of the same grid (see `anatomy_ct`), before painting.
+        contrasts_hu: mean absolute change inside the mask of each fact.
+        distractors: hard distractors that were painted (see `ct_distractors`).
     """
 
     volume_hu: np.ndarray
     facts: tuple[Fact, ...]
     masks: tuple[np.ndarray, ...]
     labels: np.ndarray
+    contrasts_hu: tuple[float, ...] = ()
+    distractors: tuple[str, ...] = ()
 
 
 def make_base(
@@ -130,11 +141,13 @@ def simulate(
     heights = np.array([anatomy.height_fraction(k) for k in range(len(volume_hu))])
     measured = noise or measure_noise(volume_hu, (anatomy.labels == BODY) | (anatomy.labels == HEART))
     scene = Scene(np.array(volume_hu, np.float32), anatomy.labels, heights, anatomy.spacing_mm, measured, rng)
-    painted, masks = _paint_all(scene, facts)
-    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, anatomy.labels)
+    painted, masks, contrasts = _paint_all(scene, facts)
+    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, anatomy.labels, contrasts)
 
 
-def _paint_all(scene: Scene, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], tuple[np.ndarray, ...]]:
+def _paint_all(
+    scene: Scene, facts: Sequence[Fact]
+) -> tuple[tuple[Fact, ...], tuple[np.ndarray, ...], tuple[float, ...]]:
     """Paint in an order that makes sense (fluid and air hide what lies under them); cut the hidden parts of masks."""
     unknown = [f.concept for f in facts if f.concept not in PAINTERS]
     if unknown:
@@ -142,25 +155,27 @@ def _paint_all(scene: Scene, facts: Sequence[Fact]) -> tuple[tuple[Fact, ...], t
     painted: list[Fact] = []
     masks: list[np.ndarray] = []
     sizes: list[int] = []
+    contrasts: list[float] = []
     for fact in sorted(facts, key=lambda f: _ORDER.index(f.concept)):
         before = scene.hu.copy()
         mask = PAINTERS[fact.concept](scene, fact)
-        if mask is None or not _is_visible(scene.hu, before, mask, fact.concept):
+        change = _change_hu(scene.hu, before, mask)
+        if mask is None or change <= _LEAST_CHANGE_HU.get(fact.concept, 70):
             scene.hu[:] = before
             continue
         if fact.concept in {"pleural effusion", "pneumothorax"}:
             masks = [earlier & ~mask for earlier in masks]
         painted.append(fact)
         sizes.append(int(mask.sum()))
+        contrasts.append(change)
         masks.append(mask)
     kept = [k for k, mask in enumerate(masks) if mask.sum() >= max(8, 0.4 * sizes[k])]
-    return tuple(painted[k] for k in kept), tuple(masks[k] for k in kept)
+    return tuple(painted[k] for k in kept), tuple(masks[k] for k in kept), tuple(contrasts[k] for k in kept)
 
 
-def _is_visible(hu: np.ndarray, before: np.ndarray, mask: np.ndarray, concept: str) -> bool:
-    """Whether painting changed the HU inside the mask enough to be seen (not hidden in something dense)."""
-    least = {"emphysema": 12, "interstitial pattern": 25, "pneumothorax": 40}.get(concept, 70)
-    return bool(mask.any()) and float(np.abs(hu[mask] - before[mask]).mean()) > least
+def _change_hu(hu: np.ndarray, before: np.ndarray, mask: np.ndarray | None) -> float:
+    """How much painting changed the HU inside the mask: little where it is hidden in something dense."""
+    return 0.0 if mask is None or not mask.any() else float(np.abs(hu[mask] - before[mask]).mean())
 
 
 def draw_facts(rng: np.random.Generator, height: float, *, normal_share: float = 0.25) -> list[Fact]:
@@ -180,12 +195,26 @@ def draw_facts(rng: np.random.Generator, height: float, *, normal_share: float =
     return [_draw_fact(str(concept), rng, height) for concept in chosen]
 
 
+def draw_volume_facts(rng: np.random.Generator, *, normal_share: float = 0.2) -> list[Fact]:
+    """Draw zero to three findings of all concepts for a whole volume, each in a zone of its own.
+
+    Args:
+        rng: source of the choice.
+        normal_share: probability of no finding.
+    """
+    count = 0 if rng.random() < normal_share else int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
+    weights = np.array(list(FULL_WEIGHTS.values()))
+    chosen = rng.choice(list(FULL_WEIGHTS), size=count, replace=False, p=weights / weights.sum())
+    heights = {c: 0.3 if c in _WITHOUT_ZONE else float(rng.uniform(0.03, 0.97)) for c in map(str, chosen)}
+    return [_draw_fact(concept, rng, height) for concept, height in heights.items()]
+
+
 def _draw_fact(concept: str, rng: np.random.Generator, height: float) -> Fact:
     side = "bilateral" if rng.random() < _BILATERAL.get(concept, 0) else ("left", "right")[int(rng.integers(2))]
     sizes = ("small", "medium", "large")
     if concept == "pleural effusion" and height > 0.5:
         sizes = ("medium", "large", "large")
-    zone = None if concept in {"pleural effusion", "pneumothorax"} else zone_of_height(height)
+    zone = None if concept in _WITHOUT_ZONE else zone_of_height(height)
     return Fact(concept, side, zone, sizes[int(rng.integers(3))])  # type: ignore[arg-type]
 
 
@@ -199,6 +228,7 @@ def make_slab(
     painter: np.random.Generator | None = None,
     lesions: Sequence[Lesion] = (),
     with_lung: bool = True,
+    hard: bool = False,
 ) -> SimulatedVolume:
     """Cut a random slab, deform it, and paint findings whose centre lies in it.
 
@@ -211,6 +241,7 @@ def make_slab(
         painter: source of the findings alone, so that two slabs show one body with other findings; `rng` if None.
         lesions: real nodules and masses to take as well as made ones.
         with_lung: False cuts anywhere, the neck and the abdomen too.
+        hard: paint hard distractors too.
 
     Raises:
         InputError: the base has no slab of that many slices with lung and without excluded slices.
@@ -222,9 +253,10 @@ def make_slab(
     noise = _roughen(hu, base.noise, rng)
     scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, painter or rng, lesions)
     wanted = draw_facts(painter or rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
-    painted, masks = _paint_all(scene, wanted)
+    distractors = tuple(add_hard_distractors(scene)) if hard else ()
+    painted, masks, contrasts = _paint_all(scene, wanted)
     _sharpen(scene.hu, rng)
-    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels)
+    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels, contrasts, distractors)
 
 
 def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int, with_lung: bool) -> tuple[float, float]:

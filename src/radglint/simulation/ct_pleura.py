@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from radglint.simulation.ct_bones import paint_rib_fracture
 from radglint.simulation.ct_findings import (
     Painter,
     _edge_mm,
@@ -227,5 +228,6 @@ PAINTERS: dict[str, Painter] = {
     "atelectasis": paint_atelectasis,
     "emphysema": paint_emphysema,
     "interstitial pattern": paint_interstitial,
+    "rib fracture": paint_rib_fracture,
 }
 """The painter of each concept that the CT simulator knows."""

@@ -6,8 +6,8 @@ The masks are exact and are meant for evaluation only: training sees the sentenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from radglint.simulation import radiograph_findings as findings
 from radglint.simulation.anatomy_cxr import LungFields
 from radglint.simulation.canvas import Canvas
 from radglint.simulation.facts import Fact
+from radglint.simulation.radiograph_bones import draw_rib_fracture
+from radglint.simulation.radiograph_distractors import add_hard_distractors
 
 _MIN_MASK_PX = 20
 _MAX_BEND = 0.022  # standard deviation at the knots, in halves of the picture
@@ -33,12 +35,17 @@ class Simulated:
         facts: What a report would state; empty for a normal image.
         masks: One bool mask (H, W) per fact, in the same order.
         lungs: Anatomy of the simulated image.
+        contrasts: How much each finding changed the image inside its mask: mean absolute change of gray values as a
+            share of the difference between soft tissue and lung.
+        distractors: Hard distractors that were drawn (see `radiograph_distractors`).
     """
 
     image: np.ndarray
     facts: list[Fact]
     masks: list[np.ndarray]
     lungs: LungFields
+    contrasts: list[float] = field(default_factory=list)
+    distractors: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ _RECIPES: dict[str, _Recipe] = {
     "calcified nodule": _Recipe(0.4, findings.draw_calcified_nodule, _EITHER, _ANY),
     "pneumothorax": _Recipe(1.2, findings.draw_pneumothorax, _EITHER),
     "pleural effusion": _Recipe(1.5, findings.draw_effusion, {"left": 0.4, "right": 0.4, "bilateral": 0.2}),
+    "rib fracture": _Recipe(0.0, draw_rib_fracture, _EITHER, sized=False),
     "chest tube": _Recipe(0.4, devices.draw_chest_tube, _EITHER, sized=False),
     "endotracheal tube": _Recipe(0.4, devices.draw_endotracheal_tube, sized=False),
     "central line": _Recipe(0.5, devices.draw_central_line, {"left": 0.35, "right": 0.65}, sized=False),
@@ -83,9 +91,18 @@ _RECIPES: dict[str, _Recipe] = {
 CONCEPTS: tuple[str, ...] = tuple(_RECIPES)
 """Every concept that `simulate` can draw, in drawing order."""
 
+FULL_WEIGHTS: dict[str, float] = {name: recipe.weight or 0.5 for name, recipe in _RECIPES.items()}
+"""How often each concept is drawn where all are wanted; `nano` was trained without rib fractures."""
+
 
 def make_image(
-    base: np.ndarray, lungs: LungFields, rng: np.random.Generator, painter: np.random.Generator | None = None
+    base: np.ndarray,
+    lungs: LungFields,
+    rng: np.random.Generator,
+    painter: np.random.Generator | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    hard: bool = False,
 ) -> Simulated:
     """Make one training image: vary the base, draw findings and distractors, vary the exposure.
 
@@ -95,16 +112,25 @@ def make_image(
         rng: Source of all randomness; the same state gives the same image.
         painter: Source of findings and distractors alone, so that two images show one body with other findings;
             `rng` if None.
+        weights: How often each concept is drawn; see `sample_facts`.
+        hard: Draw hard distractors too.
 
     Returns:
         The image with its facts and masks.
     """
-    made = simulate(*vary_geometry(base, lungs, rng), painter or rng)
-    return Simulated(vary_exposure(made.image, rng), made.facts, made.masks, made.lungs)
+    chooser = painter or rng
+    picture, moved = vary_geometry(base, lungs, rng)
+    made = simulate(picture, moved, chooser, sample_facts(chooser, weights), hard=hard)
+    return replace(made, image=vary_exposure(made.image, rng))
 
 
 def simulate(
-    image: np.ndarray, lungs: LungFields, rng: np.random.Generator, facts: Sequence[Fact] | None = None
+    image: np.ndarray,
+    lungs: LungFields,
+    rng: np.random.Generator,
+    facts: Sequence[Fact] | None = None,
+    *,
+    hard: bool = False,
 ) -> Simulated:
     """Draw findings into a normal radiograph, and distractors that are no findings.
 
@@ -113,6 +139,7 @@ def simulate(
         lungs: Its anatomy.
         rng: Source of all randomness.
         facts: What to draw; chosen at random if None, nothing if empty.
+        hard: Draw hard distractors too.
 
     Returns:
         The image with its facts and masks; a finding that found no room is left out.
@@ -125,29 +152,38 @@ def simulate(
     if unknown:
         raise ValueError(f"facts: expected concepts of {', '.join(CONCEPTS)}; got {', '.join(unknown)}")
     canvas = Canvas(np.array(image, np.float32), lungs)
-    drawn: list[Fact] = []
-    for fact in sorted(wanted, key=lambda fact: CONCEPTS.index(fact.concept)):
-        mask = _RECIPES[fact.concept].draw(canvas, fact, rng)
-        canvas.masks.append(mask)
-        drawn.append(fact)
+    drawn = sorted(wanted, key=lambda fact: CONCEPTS.index(fact.concept))
+    contrasts = [_draw(canvas, fact, rng) for fact in drawn]
     devices.add_distractors(canvas, rng)
+    distractors = add_hard_distractors(canvas, rng) if hard else []
     kept = [k for k, mask in enumerate(canvas.masks) if mask.sum() >= _MIN_MASK_PX]
     picture = canvas.image.clip(0, 1).astype(np.float32)
-    return Simulated(picture, [drawn[k] for k in kept], [canvas.masks[k] for k in kept], canvas.lungs)
+    facts, masks, contrasts = ([part[k] for k in kept] for part in (drawn, canvas.masks, contrasts))
+    return Simulated(picture, facts, masks, canvas.lungs, contrasts, distractors)
 
 
-def sample_facts(rng: np.random.Generator) -> list[Fact]:
+def _draw(canvas: Canvas, fact: Fact, rng: np.random.Generator) -> float:
+    """Draw one finding, keep its mask, and measure how much it changed."""
+    before = canvas.image.copy()
+    mask = _RECIPES[fact.concept].draw(canvas, fact, rng)
+    canvas.masks.append(mask)
+    change = float(np.abs(canvas.image - before)[mask].mean()) if mask.any() else 0.0
+    return change / (canvas.tissue - canvas.air)
+
+
+def sample_facts(rng: np.random.Generator, weights: Mapping[str, float] | None = None) -> list[Fact]:
     """Choose zero to three findings of different concepts.
 
     Args:
         rng: Source of randomness.
+        weights: How often each concept is drawn, as `FULL_WEIGHTS`; those of the training of `nano` if None.
 
     Returns:
         The facts; none for about a quarter of the calls.
     """
     count = int(rng.choice(len(_COUNT_CHANCES), p=_COUNT_CHANCES))
-    weights = np.array([recipe.weight for recipe in _RECIPES.values()])
-    chosen = rng.choice(CONCEPTS, count, replace=False, p=weights / weights.sum())
+    chances = np.array([(weights or {}).get(name, 0.0) if weights else r.weight for name, r in _RECIPES.items()])
+    chosen = rng.choice(CONCEPTS, count, replace=False, p=chances / chances.sum())
     return [_sample_fact(str(concept), rng) for concept in chosen]
 
 

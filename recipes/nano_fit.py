@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 
+from nano_features_cxr import TRUNK_LAYERS
 from radglint.cases import Case, crop_slices, load_cases
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.mixer import MixerConfig
@@ -38,10 +39,10 @@ GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 STEPS = {"CXR": 1100, "CT": 650}
 GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0, map_score_weight=8.0)
 # A radiograph is one picture: its score would lift every patch alike, and a sure one would be marked all over.
-CXR_GATE = GateConfig(initial_bias=-4.0, map_content_weight=1.0)
+CXR_GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0)
 BRANCHES = {
     "CXR": BranchConfig(
-        preprocess=CxrPreprocess(), mixer=MixerConfig(attention=False), gate=CXR_GATE
+        preprocess=CxrPreprocess(), trunk_layers=TRUNK_LAYERS, mixer=MixerConfig(attention=False), gate=CXR_GATE
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),
@@ -128,6 +129,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--token-shift", type=float, default=0.0, help="another scanner: random gain and offset")
     parser.add_argument("--batch", type=int, help="images per step")
+    parser.add_argument("--patch-dropout", type=float, default=0.7)
+    parser.add_argument("--evidence", type=float, default=0.5, help="weight of the evidence loss")
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
     parser.add_argument("--init", type=Path, help="branch.safetensors to go on from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -141,8 +145,9 @@ def main() -> None:
     if args.init:
         branch.load_state_dict(load_file(args.init), strict=True)
     fit = FitConfig(
-        steps=args.steps or STEPS[args.modality], batch=args.batch or BATCH, group_size=2, valid_depth=True,
-        token_shift=args.token_shift,
+        steps=args.steps or STEPS[args.modality], learning_rate=args.learning_rate, batch=args.batch or BATCH,
+        group_size=2, valid_depth=True, token_shift=args.token_shift,
+        patch_dropout=args.patch_dropout, evidence_weight=args.evidence,
         sparsity="budget", sparsity_weight=SPARSITY_WEIGHT, sparsity_budget=SPARSITY_BUDGET,
     )  # fmt: skip
 

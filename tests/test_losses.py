@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from radglint.losses import gate_sparsity_loss, multi_positive_info_nce, sigmoid_contrastive_loss
+from radglint.losses import evidence_loss, gate_sparsity_loss, multi_positive_info_nce, sigmoid_contrastive_loss
 
 TEXTS, IMAGES, TOKENS = 5, 4, 6
 
@@ -181,3 +181,49 @@ def test_a_negated_sentence_gets_no_sparsity_gradient(kind) -> None:
     assert gate.grad is not None
     assert torch.equal(gate.grad[~asserted], torch.zeros(2, IMAGES, TOKENS))
     assert gate.grad[asserted].abs().max() > 0
+
+
+def _naive_evidence(evidence, positives, negatives, shown, num_hard) -> torch.Tensor:
+    yes, no = [], []
+    for t in range(evidence.shape[0]):
+        for b in range(evidence.shape[1]):
+            highest = sorted(evidence[t, b], key=lambda e: float(e.detach()), reverse=True)
+            if positives[t, b]:
+                few = highest[: int(shown[t])]
+                yes.append(sum(torch.log1p(torch.exp(-e)) for e in few) / len(few))
+            if negatives[t, b]:
+                few = highest[:num_hard]
+                no.append(sum(torch.log1p(torch.exp(e)) for e in few) / len(few))
+    return sum(yes) / len(yes) + sum(no) / len(no)
+
+
+@pytest.mark.parametrize("num_hard", [1, 4, 50])
+def test_evidence_equals_its_naive_form(num_hard: int) -> None:
+    evidence = 4 * torch.randn(TEXTS, IMAGES, TOKENS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    positives, shown = _positives(), torch.tensor([1, 2, 3, 6, 9])
+    negatives = ~positives
+    negatives[1, 2] = False
+    assert_same_value_and_gradient(
+        lambda e: evidence_loss(e, positives, negatives, shown, num_hard),
+        lambda e: _naive_evidence(e, positives, negatives, shown, num_hard),
+        evidence,
+    )
+
+
+def test_evidence_of_undecided_pairs_has_no_gradient() -> None:
+    evidence = torch.zeros(2, 2, TOKENS, requires_grad=True)
+    positives, negatives = torch.tensor([[True, False], [False, False]]), torch.tensor([[False, False], [False, True]])
+    evidence_loss(evidence, positives, negatives, torch.tensor([2, 2])).backward()
+    assert evidence.grad is not None
+    assert bool((evidence.grad[positives] <= 0).all() and (evidence.grad[positives] < 0).any())
+    assert bool((evidence.grad[negatives] > 0).all())
+    assert not evidence.grad[~(positives | negatives)].any()
+
+
+def test_evidence_without_any_pair_is_zero_with_a_zero_gradient() -> None:
+    evidence, none = torch.ones(1, 2, TOKENS, requires_grad=True), torch.zeros(1, 2, dtype=torch.bool)
+    loss = evidence_loss(evidence, none, none, torch.tensor([1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert evidence.grad is not None
+    assert not evidence.grad.any()

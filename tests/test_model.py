@@ -189,3 +189,20 @@ def test_a_video_trunk_serves_ct_only() -> None:
 def test_a_trunk_without_blocks_cannot_be_trained_in_part() -> None:
     with pytest.raises(ConfigError, match="no list of blocks"):
         trunk_blocks(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("image", ["dinov2", "vjepa2"])
+@torch.no_grad()
+def test_earlier_blocks_stand_beside_the_last_one(image: str) -> None:
+    """The branch reads the last block's tokens and, of unit variance, those of the blocks it names."""
+    plain, modality, pixels = _case(image)
+    branches = {m: b.model_copy(update={"trunk_layers": (1,)}) for m, b in plain.config.branches.items()}
+    model = GlintModel(plain.config.model_copy(update={"branches": branches}), tiny_tokenizer()).eval()
+    features, width = model.branch_features(pixels, modality), model.trunk.embed_dim
+    rows, columns = features.grid
+    assert features.tokens.shape == (2, 3, rows * columns, 2 * width)
+    last, inner = features.tokens.split(width, dim=-1)
+    assert torch.equal(last, model.trunk_features(pixels).tokens)
+    assert (inner - last).abs().max() > 0.1
+    torch.testing.assert_close(inner.var(-1, unbiased=False), torch.ones(inner.shape[:-1]), rtol=1e-2, atol=1e-2)
+    assert model(pixels, SENTENCES, modality).gated.scores.shape == (3, 2)

@@ -32,10 +32,12 @@ from radglint.train import (
     batch_order,
     branch_loss,
     fit_branch,
+    keep_patches,
     label_pairs,
     learning_rate_factor,
     score_cases,
     shift_channels,
+    shown_patches,
 )
 
 GRID, EMBED, TEXT = (4, 5), 12, 8
@@ -299,3 +301,49 @@ def test_a_shift_changes_whole_channels_of_one_image() -> None:
             np.testing.assert_allclose(after, gain * before + offset, atol=1e-4)
             assert 0 < abs(gain - 1) < 1.5
     assert not torch.allclose(moved[0] - tokens[0], moved[1] - tokens[1])
+
+
+def test_patches_are_left_out_at_random_and_never_all() -> None:
+    torch.manual_seed(0)
+    assert keep_patches(20, 0.0) is None
+    drawn = [keep_patches(20, 0.9) for _ in range(200)]
+    sizes = {len(kept) for kept in drawn if kept is not None}
+    assert min(sizes) <= 4
+    assert max(sizes) >= 18
+    assert all(
+        kept is not None and len(kept.unique()) == len(kept) and 0 <= kept.min() <= kept.max() < 20 for kept in drawn
+    )
+    one = keep_patches(1, 0.9)
+    assert one is not None
+    assert one.tolist() == [0]
+
+
+@torch.no_grad()
+def test_left_out_patches_do_not_move_the_others() -> None:
+    """Without attention a token keeps its place and its value, whichever others are there."""
+    config = CONFIG.model_copy(update={"mixer": CONFIG.mixer.model_copy(update={"attention": False})})
+    branch, kept = GlintBranch(EMBED, TEXT, config).eval(), torch.tensor([0, 7, 13])
+    tokens, texts = torch.randn(2, 1, 20, EMBED), torch.randn(3, TEXT)
+    whole, part = branch(tokens, GRID, texts), branch(tokens, GRID, texts, kept=kept)
+    torch.testing.assert_close(part.gate_logits, whole.gate_logits[..., kept])
+    assert (part.gate_logits - whole.gate_logits[..., :3]).abs().max() > 1e-3
+
+
+def test_a_larger_finding_shows_in_more_patches() -> None:
+    sizes = [shown_patches(Fact("pleural effusion", size=size)) for size in ("small", "medium", "large")]
+    assert sizes == sorted(set(sizes))
+    assert shown_patches(Fact("pleural effusion")) == sizes[0]
+
+
+def test_with_the_evidence_loss_the_map_itself_says_where_nothing_is() -> None:
+    """Trained without masks, the highest map logit alone tells images with the finding from those without."""
+    cases, held_out = planted(64, 0), planted(64, 7)
+    gate = CONFIG.gate.model_copy(update={"map_content_weight": 8.0})
+    torch.manual_seed(0)
+    branch = GlintBranch(EMBED, TEXT, CONFIG.model_copy(update={"gate": gate}))
+    fit = FitConfig(steps=100, batch=32, warmup_steps=5, learning_rate=5e-3, evidence_weight=1.0, patch_dropout=0.5)
+    fit_branch(branch, cases, GRID, embed, fit)
+    _, logits = score_cases(branch, held_out, GRID, embed(["There is a pneumothorax."]))
+    highest = logits[0].float().max(dim=-1).values - fit.evidence_offset
+    there = torch.tensor([AIR in case.facts for case in held_out])
+    assert ((highest > 0) == there).float().mean() > 0.85

@@ -169,7 +169,7 @@ class SparseGate(nn.Module):
             `texts batch tokens`, float32.
         """
         content_weight, score_weight = self.config.map_content_weight, self.config.map_score_weight
-        if self.training or content_weight == score_weight == 0:  # the loss reads no map
+        if content_weight == score_weight == 0:
             return gate_logits
         fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
         return nn.functional.logsigmoid(gate_logits) + content_weight * fit + score_weight * scores

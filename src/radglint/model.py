@@ -101,7 +101,12 @@ class GlintBranch(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(
-        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+        self,
+        trunk_tokens: torch.Tensor,
+        grid: tuple[int, ...],
+        texts: torch.Tensor,
+        valid: bool = False,
+        kept: torch.Tensor | None = None,
     ) -> GatedScores:
         """Score texts on cached trunk tokens: the fast path when the trunk is frozen.
 
@@ -110,14 +115,20 @@ class GlintBranch(nn.Module):
             grid: `(height, width)` of one slice.
             texts: `texts embed`, from the text tower.
             valid: score only the slices that see all their neighbours; the outer ones are context.
+            kept: patches of each slice that enter, as indices into the grid; None = all.
         """
-        return self.gate(self.mixer(trunk_tokens, grid, valid), self.text_adapter(texts))
+        return self.gate(self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts))
 
     def align(
-        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+        self,
+        trunk_tokens: torch.Tensor,
+        grid: tuple[int, ...],
+        texts: torch.Tensor,
+        valid: bool = False,
+        kept: torch.Tensor | None = None,
     ) -> Alignment:
         """What the losses need of `forward`, in memory that does not grow with the sentences; arguments as there."""
-        return align(self.gate, self.mixer(trunk_tokens, grid, valid), self.text_adapter(texts))
+        return align(self.gate, self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts))
 
 
 class GlintModel(nn.Module):

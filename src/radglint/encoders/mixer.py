@@ -108,19 +108,24 @@ class TokenMixer(nn.Module):
             width, config.num_heads, hidden, 0.0, "gelu", batch_first=True, norm_first=True
         )
 
-    def forward(self, tokens: torch.Tensor, grid: tuple[int, ...], valid: bool = False) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, grid: tuple[int, ...], valid: bool = False, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Mix tokens.
 
         Args:
             tokens: `batch depth patches embed` (depth 1 for a radiograph).
             grid: `(height, width)` of one slice.
             valid: return only the slices that see all their neighbours: `reach` fewer on either end.
+            kept: patches of each slice that enter, as indices into the grid; None = all.
 
         Returns:
             `batch (depth * patches) width`.
         """
         batch = tokens.shape[0]
         code = position_code(grid[-2], grid[-1], self.NUM_FREQUENCIES, tokens.device)
+        if kept is not None:
+            tokens, code = tokens[:, :, kept], code[kept]
         x = self.drop(self.enter(tokens)) + self.position(code)
         for mix_depth, layer in zip(self.depth_mixes, self.layers, strict=True):
             x = mix_depth(x, valid) if isinstance(mix_depth, DepthMix) else x

@@ -23,6 +23,7 @@ from nano_features_cxr import NIH_CONCEPTS, fold
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
           "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip
 MIN_POSITIVES = 4
+SIDES = ("left", "right")
 LESIONS = {
     "lidc_0001": ("lung mass", "mask_nodules_consensus.nii.gz"),
     "lidc_0314": ("pulmonary nodule", "mask_nodules_consensus.nii.gz"),
@@ -41,6 +42,22 @@ def auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
     return None if few else round(float(roc_auc_score(positive, scores)), 3)
 
 
+def auroc_interval(
+    positive: np.ndarray, scores: np.ndarray, patients: np.ndarray, draws: int = 500
+) -> list[float] | None:
+    """95 % interval over patients drawn with replacement, or None with too few cases of a kind."""
+    if auroc(positive, scores) is None:
+        return None
+    rng, names = np.random.default_rng(0), np.unique(patients)
+    rows = {name: np.flatnonzero(patients == name) for name in names}
+    values = []
+    for _ in range(draws):
+        drawn = np.concatenate([rows[name] for name in rng.choice(names, len(names))])
+        if 0 < positive[drawn].sum() < len(drawn):
+            values.append(roc_auc_score(positive[drawn], scores[drawn]))
+    return [round(float(v), 3) for v in np.quantile(values, (0.025, 0.975))]
+
+
 def share(decisions: np.ndarray) -> float | None:
     """How many are yes, or None without any."""
     return round(float(decisions.mean()), 3) if len(decisions) else None
@@ -54,6 +71,7 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
     scores = {q: np.array([findings[k].score for findings in answers]) for k, q in enumerate(queries)}
     decided = {q: np.array([findings[k].present for findings in answers]) for k, q in enumerate(queries)}
     views = np.array([r["view"] for r in records])
+    patients = np.array([r["patient"] for r in records])
     healthy = np.array([r["labels"] == ["No Finding"] for r in records])
     judged = np.array([fold(r["patient"]) not in CALIBRATION_FOLDS for r in records])  # the rest set the thresholds
     rows: dict[str, dict] = {}
@@ -66,6 +84,7 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
         }
         rows[label] = {"query": query, "n": int(positive.sum()),
                        "auroc": auroc(positive[usable], scores[query][usable]),
+                       "interval": auroc_interval(positive[usable], scores[query][usable], patients[usable]),
                        "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
                        "sensitivity": share(decided[query][positive & judged]),
                        "false_alarms_on_normal": share(decided[query][healthy & judged])}  # fmt: skip
@@ -73,31 +92,44 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
     return rows
 
 
+def lung_masks(record: dict, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The boxes of a record as masks: "left lung", "right lung"."""
+    masks = {}
+    for box in record["lung_boxes"]:
+        left, top, right, bottom = np.round(box["bbox_xyxy"]).astype(int)
+        masks[box["label"]] = np.zeros(shape, bool)
+        masks[box["label"]][top:bottom, left:right] = True
+    return masks
+
+
+def peak_of(finding: radglint.Finding) -> tuple[int, ...]:
+    """Where the map is highest, whether or not the finding is said to be present."""
+    score = finding.probability_map()
+    return tuple(int(k) for k in np.unravel_index(np.nanargmax(score), score.shape))
+
+
 def evaluate_lung_boxes(pipe: radglint.Pipeline, folder: Path) -> dict:
-    """Whether a lung finding is marked in the lungs: frontal radiographs of diseased lungs with radiologists' boxes."""
+    """Whether a lung finding is marked in the lungs, and one of a side on that side.
+
+    Frontal radiographs of diseased lungs with radiologists' boxes around both lungs.
+    """
     usable = [r for r in json.loads((folder / "records.json").read_text()) if r["view"] != "L" and r["lung_boxes"]]
-    rows = []
+    rows, sides = [], []
     for record in (r for r in usable if r["finding"] != "No Finding"):
-        finding = pipe.ask(folder / record["image"], ["consolidation"])[0]
-        score = finding.probability_map()
-        lungs = np.zeros(score.shape, bool)
-        for left, top, right, bottom in (np.round(box["bbox_xyxy"]).astype(int) for box in record["lung_boxes"]):
-            lungs[top:bottom, left:right] = True
-        peak = np.unravel_index(np.nanargmax(score), score.shape)
-        marked = finding.mask()
-        rows.append(
-            (
-                lungs[peak],
-                lungs.mean(),
-                finding.present,
-                marked.mean(),
-                lungs[marked].mean() if marked.any() else np.nan,
-            )
-        )
+        queries = ["consolidation", *(f"consolidation in the {side} lung" for side in SIDES)]
+        finding, *by_side = pipe.ask(folder / record["image"], queries)
+        lungs = lung_masks(record, finding.image.shape)
+        marked, either = finding.mask(), np.logical_or.reduce(list(lungs.values()))
+        inside = either[marked].mean() if marked.any() else np.nan
+        rows.append((either[peak_of(finding)], either.mean(), finding.present, marked.mean(), inside))
+        for side, other in zip(SIDES, by_side, strict=True):
+            if len(lungs) == 2 and either[peak_of(other)]:
+                sides.append(lungs[f"{side} lung"][peak_of(other)])
     peaks, chance, present, area, inside = np.array(rows, float).T
     return {"n": len(rows), "peak_in_lung_box": round(peaks.mean(), 3), "chance": round(chance.mean(), 3),
             "present": round(present.mean(), 3), "marked_share_of_image": round(area[present > 0].mean(), 3),
-            "marked_inside_lung_box": round(float(np.nanmean(inside)), 3)}  # fmt: skip
+            "marked_inside_lung_box": round(float(np.nanmean(inside)), 3),
+            "side_asked": len(sides), "peak_on_that_side": round(float(np.mean(sides)), 3)}  # fmt: skip
 
 
 def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str, absent: tuple[str, ...]) -> dict:

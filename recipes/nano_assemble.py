@@ -42,6 +42,10 @@ CALIBRATION_FOLDS = (0, 1)  # of the held-out patients with real labels; the res
 MIN_SLOPE = 1.0
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
+IN_LUNGS = frozenset({
+    "nodule", "mass", "calcified nodule", "consolidation", "ground-glass opacity", "pleural effusion", "pneumothorax",
+    "atelectasis", "interstitial pattern", "emphysema",
+})  # fmt: skip
 MORE_PROMPTS = {
     "mass": ("cancer", "adenocarcinoma", "carcinoma", "malignancy", "metastasis"),
     "consolidation": ("opacity", "opacities", "covid-19 pneumonia", "bronchopneumonia", "air bronchogram"),
@@ -152,13 +156,23 @@ def calibrate(
         presence[concept] = to_logit
         pooled += domains
         mean_map = logits.float().mean(dim=0).numpy()
+        if concept in IN_LUNGS:
+            mean_map = mean_map + log_lung_field(branch, cases, modality)
         truth = [coverage_of(cases[k], concept) for k in shown]
         empty = mean_map[verdicts == "fails"]
         pixels[concept] = best_pixel_map(mean_map[shown], truth, empty, SLICES_WITHOUT[modality])
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(
-        presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels
-    )
+        presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels,
+        in_lungs=IN_LUNGS if branch.lung_field is not None else frozenset(),
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def log_lung_field(branch: GlintBranch, cases: list[Case], modality: str) -> np.ndarray:
+    """`cases tokens`."""
+    parts = [torch.stack([c.tokens for c in cases[k : k + 16]]).float() for k in range(0, len(cases), 16)]
+    return torch.cat([branch.log_lung_field(branch.mixer(p, GRIDS[modality], True)) for p in parts]).numpy()
 
 
 def real_scores(

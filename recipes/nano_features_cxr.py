@@ -3,7 +3,8 @@
 Command: python recipes/nano_features_cxr.py NIH_FOLDER CT_FOLDER runs/trunk runs/cxr
 Time:    about 40 minutes on 2 cores (`--shard 0/2` and `1/2` side by side).
 Needs:   a folder with records.json and images of NIH ChestX-ray14 (labels, view, patient), and the CT of the CT recipe.
-Writes:  train_*, val_* (simulated, other patients) and real_train_*, real_test_* (real labels, split by patient).
+Writes:  lungs.safetensors (tokens of painted radiographs and where their lungs are, for the lung field),
+         train_*, val_* (simulated, other patients) and real_train_*, real_test_* (real labels, split by patient).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import Dinov2Model
 
 from radglint.cases import Case, save_cases
@@ -36,6 +38,7 @@ NUM_TRAIN, NUM_VAL, SHARD_CASES = 3000, 200, 100  # bodies; each is painted twic
 SEED = 20261122
 GRID = (28, 28)
 TRUNK_LAYERS = (6,)  # beside the last one: a linear probe finds nodules and masks better in it than in block 9
+NUM_LUNGS = 300  # radiographs for the lung field
 HARD_SHARE = 0.3  # of the images show what only looks like a finding, in the wrong place
 # "No Finding" radiographs with a port, a pacemaker, disease or a bad position to our own eye: patient, follow-ups.
 NOT_NORMAL = {
@@ -119,6 +122,19 @@ def simulated(films: list[Film], drrs: list[Film], bodies: range, trunk: Trunk) 
             yield Case(tokens, (*made.facts, *base.facts), coverage(masks), f"{base.patient}/{body}")
 
 
+def lung_fields(films: list[Film], trunk: Trunk) -> dict[str, torch.Tensor]:
+    """Tokens of painted radiographs, and how much of each lies in a lung."""
+    rows = []
+    for number in range(NUM_LUNGS):
+        rng = np.random.default_rng([SEED, 3, number])
+        base = films[int(rng.integers(len(films)))]
+        made = make_image(base.picture, base.lungs, rng, weights=FULL_WEIGHTS, hard=True)
+        share = coverage([made.lungs.both])
+        assert share is not None
+        rows.append((trunk.tokens(model_pixels(made.image, base.patient)), share[0]))
+    return {"tokens": torch.stack([tokens for tokens, _ in rows]), "lungs": torch.stack([share for _, share in rows])}
+
+
 def drr_bases(folder: Path, patients: dict[str, str | None]) -> list[Film]:
     """Several views of every CT."""
     made = []
@@ -187,6 +203,7 @@ def main() -> None:
     drrs = drr_bases(args.ct, DRR_TRAIN)
     print(f"{len(train_films)} + {len(drrs)} training bases, {len(val_films)} for validation", flush=True)
     if part == 0:
+        save_file(lung_fields(train_films, trunk), args.out / "lungs.safetensors")
         keep = [r for r in records if r["patient"] not in test_patients]
         write_shards(args.out, "real_train", real(keep, args.nih, trunk), 0)
         held = [r for r in records if r["patient"] in test_patients]

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 
@@ -42,7 +43,8 @@ GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0, map_score_weight=8.
 CXR_GATE = GateConfig(initial_bias=-4.0, map_content_weight=8.0)
 BRANCHES = {
     "CXR": BranchConfig(
-        preprocess=CxrPreprocess(), trunk_layers=TRUNK_LAYERS, mixer=MixerConfig(attention=False), gate=CXR_GATE
+        preprocess=CxrPreprocess(), trunk_layers=TRUNK_LAYERS, mixer=MixerConfig(attention=False), gate=CXR_GATE,
+        lung_field=True,
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),
@@ -50,6 +52,7 @@ BRANCHES = {
     ),
 }  # fmt: skip
 BATCH = 48
+LUNG_MARGIN = 2.0  # the lung field leaves what is probably lung alone: its edge is where lung is 1 to 7
 SPARSITY_WEIGHT, SPARSITY_BUDGET = 5.0, 0.05  # a positive sentence may use this share of the patches
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
@@ -118,6 +121,22 @@ def report(title: str, rows: dict[str, dict]) -> None:
             print(f"  mean {key} {np.mean(values):.3f}")
 
 
+@torch.inference_mode()
+def fit_lung_field(branch: GlintBranch, cases: dict[str, torch.Tensor], grid: tuple[int, int]) -> None:
+    """Set the head that knows the lungs, by logistic regression on mixed tokens that lie wholly inside or outside.
+
+    The lungs were found by clusters of features on radiographs without findings, or projected from CT: no finding's
+    outline is used.
+    """
+    mixed = torch.cat([branch.mixer(part.float(), grid) for part in cases["tokens"].split(16)]).flatten(0, 1).numpy()
+    share = cases["lungs"].flatten().numpy()
+    clear = (share < 0.2) | (share > 0.8)
+    fit = LogisticRegression(C=0.1, max_iter=300).fit(mixed[clear], share[clear] > 0.5)
+    assert branch.lung_field is not None
+    branch.lung_field.weight.copy_(torch.from_numpy(fit.coef_))
+    branch.lung_field.bias.copy_(torch.from_numpy(fit.intercept_ + LUNG_MARGIN))
+
+
 def main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -141,7 +160,8 @@ def main() -> None:
         real = load_cases(args.features, "real_train")
         train += [replace(case, group=f"{k}") for k, case in enumerate(real + real)]  # each twice an epoch
     torch.manual_seed(0)
-    branch = GlintBranch(384, text.embed_dim, config)
+    own_evidence = config.gate.model_copy(update={"map_score_weight": 0.0})  # a patch's, without its slice's score
+    branch = GlintBranch(384, text.embed_dim, config.model_copy(update={"gate": own_evidence}))
     if args.init:
         branch.load_state_dict(load_file(args.init), strict=True)
     fit = FitConfig(
@@ -157,6 +177,9 @@ def main() -> None:
 
     print(f"{len(train)} cases, {sum(p.numel() for p in branch.parameters()) / 1e6:.2f} M parameters", flush=True)
     fit_branch(branch, train, grid, embed, fit, args.out)
+    branch.gate.config = config.gate
+    if branch.lung_field is not None:
+        fit_lung_field(branch, load_file(args.features / "lungs.safetensors"), grid)
     save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, args.out / "branch.safetensors")
     (args.out / "branch.json").write_text(config.model_dump_json(indent=2))
     val = bags(load_cases(args.features, "val"), args.modality)

@@ -206,3 +206,19 @@ def test_earlier_blocks_stand_beside_the_last_one(image: str) -> None:
     assert (inner - last).abs().max() > 0.1
     torch.testing.assert_close(inner.var(-1, unbiased=False), torch.ones(inner.shape[:-1]), rtol=1e-2, atol=1e-2)
     assert model(pixels, SENTENCES, modality).gated.scores.shape == (3, 2)
+
+
+@torch.no_grad()
+def test_the_lung_field_is_a_log_probability_and_nothing_without_its_head() -> None:
+    plain, _, _ = _case("dinov2")
+    branch = GlintModel(_with_lung_field(plain.config), tiny_tokenizer()).eval().branch("CXR")
+    mixed = torch.randn(2, 5, plain.branch("CXR").mixer.norm.normalized_shape[0])
+    assert branch.lung_field is not None
+    expected = torch.log(1 / (1 + torch.exp(-branch.lung_field(mixed)[..., 0])))
+    torch.testing.assert_close(branch.log_lung_field(mixed), expected)
+    assert torch.equal(plain.branch("CXR").log_lung_field(mixed), torch.zeros(2, 5))
+
+
+def _with_lung_field(config: GlintConfig) -> GlintConfig:
+    branches = {m: b.model_copy(update={"lung_field": True}) for m, b in config.branches.items()}
+    return config.model_copy(update={"branches": branches})

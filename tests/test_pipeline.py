@@ -127,6 +127,29 @@ def test_a_slice_that_shows_nothing_caps_its_patches() -> None:
     assert (pipeline_module.capped(tokens[0], torch.tensor([-4.0]), 0.0) < -3.9).all()
 
 
+def test_what_lies_in_the_lungs_only_is_marked_down_outside_them(checkpoint: Checkpoint, pipeline: Pipeline) -> None:
+    """The lung field enters the map logits of the concepts that the calibration names, and of no other."""
+    plain = pipeline.ask(IMAGES["CXR"], PHRASES)
+    model = tiny_model()
+    branch = model.branch("CXR")
+    branch.load_state_dict(checkpoint.model.branch("CXR").state_dict())
+    branch.lung_field = torch.nn.Linear(branch.mixer.norm.normalized_shape[0], 1)
+    model.load_state_dict(checkpoint.model.state_dict(), strict=False)
+    entries = calibration().modalities
+    entries["CXR"] = entries["CXR"].model_copy(update={"in_lungs": frozenset({"nodule"})})
+    told = calibration().model_copy(update={"modalities": entries})
+    with_field = build(replace(checkpoint, model=model, calibration=told))
+    encoded = with_field.encode_image(IMAGES["CXR"])
+    nodule, effusion = with_field.ask(encoded, PHRASES)
+    with torch.inference_mode():
+        field = branch.log_lung_field(encoded.tokens)[0].numpy().reshape(nodule.token_logits.shape)
+    slope = entries["CXR"].pixel.slope
+    np.testing.assert_allclose(nodule.token_logits, plain[0].token_logits + slope * field, atol=2e-3)
+    np.testing.assert_allclose(effusion.token_logits, plain[1].token_logits, atol=2e-3)
+    assert field.std() > 1e-3
+    assert nodule.score == pytest.approx(plain[0].score, abs=1e-5)
+
+
 @pytest.mark.parametrize("modality", ["CXR", "CT"])
 def test_encoded_once_asked_often_gives_equal_answers(pipeline: Pipeline, modality: str) -> None:
     encoded = pipeline.encode_image(IMAGES[modality])

@@ -63,12 +63,14 @@ class ModalityCalibration(_Strict):
         presence_default: the same for phrases that belong to no concept.
         pixel: map from a token's raw map logit to the logit of "it is here".
         pixel_by_concept: the same for concepts that have one of their own.
+        in_lungs: concepts that lie in lung or pleura only; the branch's lung field is added to their map logits.
     """
 
     presence: dict[str, LogisticMap] = {}
     presence_default: LogisticMap
     pixel: LogisticMap
     pixel_by_concept: dict[str, LogisticMap] = {}
+    in_lungs: frozenset[str] = frozenset()
 
 
 class Calibration(_Strict):

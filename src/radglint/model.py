@@ -39,6 +39,7 @@ class BranchConfig(_Config):
     mixer: MixerConfig = MixerConfig()
     gate: GateConfig = GateConfig()
     text_hidden: PositiveInt = 512  # width of the text adapter's hidden layer
+    lung_field: bool = False  # a head that knows lung and pleura, for findings that lie nowhere else
     score_window_slices: PositiveInt | None = None  # a volume's score is that of its best run of slices; None = all
 
 
@@ -98,6 +99,7 @@ class GlintBranch(nn.Module):
         self.mixer = TokenMixer(trunk_dim * (1 + len(config.trunk_layers)), config.mixer)
         self.text_adapter = TextAdapter(text_dim, config.text_hidden)
         self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
+        self.lung_field = nn.Linear(config.mixer.width, 1) if config.lung_field else None
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(
@@ -118,6 +120,19 @@ class GlintBranch(nn.Module):
             kept: patches of each slice that enter, as indices into the grid; None = all.
         """
         return self.gate(self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts))
+
+    def log_lung_field(self, mixed: torch.Tensor) -> torch.Tensor:
+        """How surely a patch lies in lung or pleura, to be added to the map of what lies nowhere else.
+
+        Args:
+            mixed: `batch tokens width`, from the mixer.
+
+        Returns:
+            `batch tokens`, log of a probability; 0 everywhere without the head.
+        """
+        if self.lung_field is None:
+            return mixed.new_zeros(mixed.shape[:2])
+        return nn.functional.logsigmoid(self.lung_field(mixed).squeeze(-1).float())
 
     def align(
         self,

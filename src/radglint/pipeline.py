@@ -205,6 +205,7 @@ class GlintAnswerer:
     ) -> list[Finding]:
         """Turn raw scores and map logits into findings; see `capped` for the maps."""
         maps = self.calibration.modalities[encoded.image.modality]
+        lungs = self.model.branch(encoded.image.modality).log_lung_field(encoded.tokens)[0]
         nearest = self._concepts.nearest([query.phrase for query in queries])
         findings = []
         for k, (query, (concept, similarity)) in enumerate(zip(queries, nearest, strict=True)):
@@ -212,7 +213,8 @@ class GlintAnswerer:
             score = float(gated.scores[k, 0])
             to_logit = maps.presence.get(concept, maps.presence_default)
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
-            tokens = (pixel.slope * gated.map_logits[k, 0] + pixel.bias).reshape(encoded.record.grid_shape)
+            raw = gated.map_logits[k, 0] + lungs if concept in maps.in_lungs else gated.map_logits[k, 0]
+            tokens = (pixel.slope * raw + pixel.bias).reshape(encoded.record.grid_shape)
             slices = to_logit.slope * gated.slice_scores[k, 0] + to_logit.bias
             tokens = capped(tokens, slices, math.log(threshold / (1 - threshold)))
             findings.append(

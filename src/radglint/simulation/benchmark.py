@@ -4,11 +4,11 @@
 out when it was frozen:
 
 * `text`: SHA-256 of report and facts; must be equal.
-* `pixels`, `masks`: SHA-256 of the decoded image and masks, at 8 bits (a CT in steps of 16 HU). Equal on the machine that
-  froze them, and wherever arithmetic rounds the same.
-* `coarse`, `sizes`: means of 8 x 8 blocks of the image (4 x 8 x 8 of a CT) in 255 steps, and the voxels of each mask. Where
-  a hash differs, these must agree to 2 steps and to 3 % and 12 voxels: processors round the last bit of an exponential
-  differently, which moves the odd value over a rounding edge but leaves the case what it is.
+* `pixels`, `masks`: SHA-256 of the decoded image and masks, at 8 bits (a CT in steps of 16 HU). Equal on the machine
+  that froze them, and wherever arithmetic rounds the same.
+* `coarse`, `sizes`: means of 8 x 8 blocks of the image (4 x 8 x 8 of a CT) in 255 steps, and the voxels of each mask.
+  Where a hash differs, these must agree to 2 steps and to 3 % and 12 voxels: processors round the last bit of an
+  exponential differently, which moves the odd value over a rounding edge but leaves the case what it is.
 
 Validation cases are written in the words of training, test cases in words that training never reads, of other patients.
 """

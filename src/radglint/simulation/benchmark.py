@@ -156,7 +156,8 @@ def fingerprint(out: Path, name: str) -> Fingerprint:
 def _pixels(path: Path) -> np.ndarray:
     """A stored image in [0, 1]; a CT from -1024 to 3072 HU, slices first."""
     if path.suffix == ".png":
-        return np.asarray(Image.open(path), np.float64) / 65535
+        with Image.open(path) as picture:
+            return np.asarray(picture, np.float64) / 65535
     volume = np.asarray(nib.load(path).dataobj, np.float64)  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     return (volume.transpose(2, 1, 0) + 1024) / 4096
 

@@ -361,7 +361,7 @@ def test_the_first_cases_of_simfind_cxr_come_out_as_frozen(shared_data, tmp_path
 
 
 def test_another_file_as_a_base_is_refused(tmp_path):
-    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "film.png")
+    Image.fromarray(np.arange(64 * 64).reshape(64, 64).astype(np.uint8)).save(tmp_path / "film.png")
     base = benchmark.Base("film.png", "1", "0" * 16)
     with pytest.raises(InputError, match=r"film\.png: is not the image that the benchmark was frozen with"):
         simulate._checked(tmp_path / "film.png", base)

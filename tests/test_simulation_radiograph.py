@@ -253,15 +253,24 @@ def test_a_broken_rib_is_where_the_rib_is(radiograph: np.ndarray, lungs: LungFie
 
 
 def test_hard_distractors_change_the_image_and_no_fact(radiograph: np.ndarray, lungs: LungFields) -> None:
-    """Each is drawn at its own chance, is named, and can be seen; none is a finding."""
-    names = set()
-    for seed in range(14):
+    """They are named when drawn, and none is a finding."""
+    for seed in range(6):
         plain, hard = (simulate(radiograph, lungs, np.random.default_rng(seed), [], hard=h) for h in (False, True))
         assert hard.facts == []
         assert plain.distractors == []
-        assert bool(hard.distractors) == bool(np.abs(hard.image - plain.image).max() > 0.03)
-        names |= set(hard.distractors)
-    assert names == set(HARD_DISTRACTORS)
+        assert bool(hard.distractors) == bool(np.abs(hard.image - plain.image).max() > 0.01)
+
+
+@pytest.mark.parametrize("name", HARD_DISTRACTORS)
+def test_a_hard_distractor_can_be_seen_where_it_belongs(name: str, radiograph: np.ndarray, lungs: LungFields) -> None:
+    """Those that look like a nodule lie outside the lungs, or beside the hilum."""
+    for seed in range(3):
+        canvas = Canvas(radiograph.copy(), lungs)
+        HARD_DISTRACTORS[name][1](canvas, np.random.default_rng(seed))
+        changed = np.abs(canvas.image - radiograph) > 0.015
+        assert changed.sum() > 10
+        if "outside" in name:
+            assert (changed & lungs.both).sum() < 0.3 * changed.sum()
 
 
 def test_a_skin_fold_runs_out_of_the_lung_and_keeps_the_vessels(radiograph: np.ndarray, lungs: LungFields) -> None:
@@ -270,7 +279,7 @@ def test_a_skin_fold_runs_out_of_the_lung_and_keeps_the_vessels(radiograph: np.n
     HARD_DISTRACTORS["skin fold"][1](canvas, np.random.default_rng(2))
     change = np.abs(canvas.image - radiograph)
     below = np.flatnonzero(lungs.both.any(1))[-1] + 4
-    assert change[below:].max() > 0.02
+    assert change[below:].max() > 0.008
     fine = [image - ndimage.gaussian_filter(image, 3) for image in (radiograph, canvas.image)]
     inside = lungs.both & (change > 0.02)
     assert np.corrcoef(fine[0][inside], fine[1][inside])[0, 1] > 0.6

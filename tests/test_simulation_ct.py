@@ -84,7 +84,7 @@ def test_anatomy_refuses_a_volume_without_chest() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("concept", CT_CONCEPTS)
+@pytest.mark.parametrize("concept", [c for c in CT_CONCEPTS if c != "rib fracture"])  # this phantom has no ribs
 def test_a_finding_stays_on_its_side_and_is_seen(base: CtBase, concept: str, side: str) -> None:
     made = _paint(base, Fact(concept, side, "mid", "medium"), seed=3)  # type: ignore[arg-type]
     (mask,) = made.masks

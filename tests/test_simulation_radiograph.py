@@ -7,9 +7,17 @@ import pytest
 from scipy import ndimage
 
 from radglint.simulation.anatomy_cxr import LungFields, LungTokens, find_lungs, fit_lung_tokens, heart_between
-from radglint.simulation.canvas import curve, grow, shrink, smooth_noise, stroke
+from radglint.simulation.canvas import Canvas, curve, grow, shrink, smooth_noise, stroke
 from radglint.simulation.facts import Fact, Side, Size, Zone
-from radglint.simulation.radiograph import CONCEPTS, make_image, sample_facts, simulate, vary_geometry
+from radglint.simulation.radiograph import (
+    CONCEPTS,
+    FULL_WEIGHTS,
+    make_image,
+    sample_facts,
+    simulate,
+    vary_geometry,
+)
+from radglint.simulation.radiograph_distractors import HARD_DISTRACTORS
 
 _SIDED = [name for name in CONCEPTS if name not in {"cardiomegaly", "endotracheal tube", "interstitial pattern"}]
 _DEVICES = {"pacemaker", "central line", "endotracheal tube", "chest tube"}
@@ -159,11 +167,13 @@ def test_a_concept_that_cannot_be_drawn_is_refused(radiograph: np.ndarray, lungs
 
 
 def test_a_quarter_of_images_is_normal() -> None:
-    """And every concept occurs."""
+    """And every concept occurs that `nano` was trained on; with full weights, all do."""
     rng = np.random.default_rng(0)
     drawn = [sample_facts(rng) for _ in range(1500)]
     assert 0.2 < np.mean([not facts for facts in drawn]) < 0.3
-    assert {fact.concept for facts in drawn for fact in facts} == set(CONCEPTS)
+    assert {fact.concept for facts in drawn for fact in facts} == set(CONCEPTS) - {"rib fracture"}
+    full = [sample_facts(rng, FULL_WEIGHTS) for _ in range(1500)]
+    assert {fact.concept for facts in full for fact in facts} == set(CONCEPTS)
 
 
 def test_geometry_moves_image_and_lungs_together(radiograph: np.ndarray, lungs: LungFields) -> None:
@@ -228,3 +238,48 @@ def test_twins_share_the_body_and_not_the_findings(radiograph: np.ndarray, lungs
     )
     assert first.facts != second.facts
     assert (first.image == second.image).mean() > 0.3
+
+
+def test_a_broken_rib_is_where_the_rib_is(radiograph: np.ndarray, lungs: LungFields) -> None:
+    """One bright slanting band: the break lies on it, and steps it; nothing changes elsewhere."""
+    rows, columns = np.mgrid[:512, :512]
+    rib = np.exp(-(((rows - 200 - 0.4 * (columns - 365)) / 6) ** 2)).astype(np.float32)
+    picture = (radiograph + 0.15 * rib * lungs.left).clip(0, 1)
+    for seed in range(4):
+        made = simulate(picture, lungs, np.random.default_rng(seed), [Fact("rib fracture", "left")])
+        row, column = np.argwhere(made.masks[0]).mean(0)
+        assert abs(row - 200 - 0.4 * (column - 365)) < 8
+        assert made.contrasts[0] > 0.01
+
+
+def test_hard_distractors_change_the_image_and_no_fact(radiograph: np.ndarray, lungs: LungFields) -> None:
+    """They are named when drawn, and none is a finding."""
+    for seed in range(6):
+        plain, hard = (simulate(radiograph, lungs, np.random.default_rng(seed), [], hard=h) for h in (False, True))
+        assert hard.facts == []
+        assert plain.distractors == []
+        assert bool(hard.distractors) == bool(np.abs(hard.image - plain.image).max() > 0.01)
+
+
+@pytest.mark.parametrize("name", HARD_DISTRACTORS)
+def test_a_hard_distractor_can_be_seen_where_it_belongs(name: str, radiograph: np.ndarray, lungs: LungFields) -> None:
+    """Those that look like a nodule lie outside the lungs, or beside the hilum."""
+    for seed in range(3):
+        canvas = Canvas(radiograph.copy(), lungs)
+        HARD_DISTRACTORS[name][1](canvas, np.random.default_rng(seed))
+        changed = np.abs(canvas.image - radiograph) > 0.015
+        assert changed.sum() > 10
+        if "outside" in name:
+            assert (changed & lungs.both).sum() < 0.3 * changed.sum()
+
+
+def test_a_skin_fold_runs_out_of_the_lung_and_keeps_the_vessels(radiograph: np.ndarray, lungs: LungFields) -> None:
+    """A pneumothorax line does neither."""
+    canvas = Canvas(radiograph.copy(), lungs)
+    HARD_DISTRACTORS["skin fold"][1](canvas, np.random.default_rng(2))
+    change = np.abs(canvas.image - radiograph)
+    below = np.flatnonzero(lungs.both.any(1))[-1] + 4
+    assert change[below:].max() > 0.008
+    fine = [image - ndimage.gaussian_filter(image, 3) for image in (radiograph, canvas.image)]
+    inside = lungs.both & (change > 0.02)
+    assert np.corrcoef(fine[0][inside], fine[1][inside])[0, 1] > 0.6

@@ -1,4 +1,4 @@
-"""The command line: `radglint ask | inspect | models | demo`.
+"""The command line: `radglint ask | inspect | models | simulate | demo`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 the input cannot be used, with one line on
 stderr that says what to do; 1 our own fault; 130 interrupted. `RADGLINT_DEBUG=1` adds the traceback and the
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from radglint import cli_simulate
 from radglint.errors import InputError, OutputError, QueryError
 
 DEMO_FOLDER = "demo_out"
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     _add_inspect(commands)
     _add_models(commands)
+    cli_simulate.add_command(commands)
     _add_demo(commands)
     return parser
 

@@ -8,7 +8,7 @@ Everything is decided by the generator that is passed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ _LEAST_CHANGE_HU = {"emphysema": 12, "interstitial pattern": 25, "pneumothorax":
 _BILATERAL = {"pleural effusion": 0.3, "ground-glass opacity": 0.4, "atelectasis": 0.3, "emphysema": 0.75,
               "interstitial pattern": 0.75, "pneumothorax": 0.03}  # fmt: skip
 _WITHOUT_ZONE = {"pleural effusion", "pneumothorax", "rib fracture"}
+_EVERYWHERE = {"emphysema", "interstitial pattern"}  # their painters fill the lung at any height
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +197,7 @@ def draw_facts(rng: np.random.Generator, height: float, *, normal_share: float =
 
 
 def draw_volume_facts(rng: np.random.Generator, *, normal_share: float = 0.2) -> list[Fact]:
-    """Draw zero to three findings of all concepts for a whole volume, each in a zone of its own.
+    """Draw zero to three findings of all concepts for a whole volume, each in a zone of its own if it has one.
 
     Args:
         rng: source of the choice.
@@ -206,7 +207,11 @@ def draw_volume_facts(rng: np.random.Generator, *, normal_share: float = 0.2) ->
     weights = np.array(list(FULL_WEIGHTS.values()))
     chosen = rng.choice(list(FULL_WEIGHTS), size=count, replace=False, p=weights / weights.sum())
     heights = {c: 0.3 if c in _WITHOUT_ZONE else float(rng.uniform(0.03, 0.97)) for c in map(str, chosen)}
-    return [_draw_fact(concept, rng, height) for concept, height in heights.items()]
+    facts = [_draw_fact(concept, rng, height) for concept, height in heights.items()]
+    spread = [
+        f.concept in _EVERYWHERE or (f.side == "bilateral" and f.concept == "ground-glass opacity") for f in facts
+    ]
+    return [replace(f, zone=None) if s else f for f, s in zip(facts, spread, strict=True)]
 
 
 def _draw_fact(concept: str, rng: np.random.Generator, height: float) -> Fact:
@@ -236,7 +241,7 @@ def make_slab(
         base: the CT to cut from.
         rng: source of everything random.
         num_slices: slices of the slab.
-        facts: findings to paint; drawn at random if None.
+        facts: findings to paint, without those of a zone that the slab does not reach; drawn at random if None.
         normal_share: probability that a random slab has no finding.
         painter: source of the findings alone, so that two slabs show one body with other findings; `rng` if None.
         lesions: real nodules and masses to take as well as made ones.
@@ -253,6 +258,7 @@ def make_slab(
     noise = _roughen(hu, base.noise, rng)
     scene = Scene(hu, labels, heights, base.anatomy.spacing_mm, noise, painter or rng, lesions)
     wanted = draw_facts(painter or rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
+    wanted = [f for f in wanted if f.zone is None or f.zone in set(map(zone_of_height, heights))]
     distractors = tuple(add_hard_distractors(scene)) if hard else ()
     painted, masks, contrasts = _paint_all(scene, wanted)
     _sharpen(scene.hu, rng)

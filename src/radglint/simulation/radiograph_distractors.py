@@ -46,7 +46,8 @@ def _skin_fold(canvas: Canvas, rng: np.random.Generator) -> None:
     inward = sign * (edge - np.arange(canvas.image.shape[1])[None])
     haze = np.exp(-inward.clip(0, None) / rng.uniform(14, 40)) * sigmoid(inward / 0.8)
     ends = sigmoid((place - top) / 14) * sigmoid((bottom - place) / 14)
-    canvas.add((haze * ends[:, None] * rng.uniform(0.1, 0.26)).astype(np.float32))
+    target = min(1.0, canvas.tissue + 0.2)  # denser than soft tissue, so that the fold shows outside the lung too
+    canvas.add((haze * ends[:, None] * rng.uniform(0.08, 0.22)).astype(np.float32), target=target)
 
 
 def _vessel_end_on(canvas: Canvas, rng: np.random.Generator) -> None:

@@ -1,0 +1,186 @@
+"""`radglint simulate`: cases with findings of known place from normal scans, and the SimFind benchmarks.
+
+The work is done in `radglint.simulation`; here bases are found by name and the benchmarks' own bases are prepared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from radglint.demo_images import chest_ct
+from radglint.errors import InputError
+from radglint.image import MedicalImage
+from radglint.reading import read_image
+from radglint.simulation import sources
+from radglint.simulation.anatomy_ct import LEFT_LUNG, RIGHT_LUNG, find_anatomy
+from radglint.simulation.anatomy_cxr import LungFields, heart_between
+from radglint.simulation.benchmark import BENCHMARKS, Base, Benchmark, data_name, native_digest, read_benchmark, verify
+from radglint.simulation.case import FilmSource, Kind, Plan, Source, VolumeSource
+from radglint.simulation.ct import CtBase, make_base
+from radglint.simulation.ct_base import base_from_image, canonical_volume
+from radglint.simulation.dataset import write_dataset
+from radglint.simulation.film import Film
+from radglint.simulation.healing import cover_lesions
+
+KINDS: tuple[Kind, ...] = ("cxr", "ct", "drr")
+BENCHMARK_STEP_MM = 5.0
+DRR_VIEWS = 16
+_LUNG_PX = 256  # frozen lungs are kept at half the size of a film
+
+
+def simulate(
+    kind: Kind,
+    bases: Sequence[str],
+    out: str,
+    *,
+    count: int,
+    seed: int,
+    workers: int = 1,
+    phantoms: int = 0,
+    slice_step_mm: float = 2.5,
+    show_progress: bool = False,
+) -> Path:
+    """Make cases from normal scans.
+
+    Args:
+        kind: "cxr" from radiographs, "ct" from CT, "drr": radiographs reconstructed from CT.
+        bases: folders of radiographs, or CT; none with `phantoms`.
+        out: folder for the cases.
+        count: how many.
+        seed: of everything random.
+        workers: processes.
+        phantoms: use so many procedural chests instead of scans.
+        slice_step_mm: of CT.
+        show_progress: draw a bar on stderr.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        InputError: no usable base; an image cannot be read; `out` holds another simulation.
+    """
+    if bool(bases) == bool(phantoms):
+        raise InputError(f"simulate {kind}: give BASES or --phantom, one of the two")
+    source = _source(kind, [Path(base) for base in bases], seed, phantoms, slice_step_mm)
+    plans = [Plan(f"{kind}_{index:06d}", seed, index) for index in range(count)]
+    return write_dataset(source, Path(out), plans, seed, workers=workers, show_progress=show_progress)
+
+
+def _source(kind: Kind, paths: Sequence[Path], seed: int, phantoms: int, slice_step_mm: float) -> Source:
+    if kind == "cxr" and not phantoms:
+        return sources.radiograph_source(paths)
+    if phantoms:
+        volumes = sources.phantom_bases(phantoms, seed, slice_step_mm=slice_step_mm)
+    else:
+        volumes = sources.ct_source(paths, slice_step_mm=slice_step_mm)
+    return volumes if kind == "ct" else sources.drr_source(volumes, seed)
+
+
+def build_benchmark(
+    name: str, folder: str | None, out: str, *, workers: int = 1, show_progress: bool = False
+) -> tuple[Path, int]:
+    """Rebuild a frozen benchmark and check it.
+
+    Args:
+        name: one of `BENCHMARKS`.
+        folder: where its bases are: NIH ChestX-ray14 images with `records.json` for SimFind-CXR, the CT of LIDC-IDRI
+            for SimFind-CT; None for SimFind-DRR, whose CT is fetched once from the package index.
+        out: folder for the cases.
+        workers: processes.
+        show_progress: draw a bar on stderr.
+
+    Returns:
+        Path of the manifest, and how many cases are equal within the tolerance but not to the bit.
+
+    Raises:
+        InputError: a base is missing or another file, or a case is not the frozen one.
+    """
+    frozen = read_benchmark(name)
+    source = benchmark_source(frozen, None if folder is None else Path(folder))
+    manifest = write_dataset(
+        source, Path(out), frozen.cases, frozen.seed, workers=workers, show_progress=show_progress
+    )  # fmt: skip
+    return manifest, verify(Path(out), frozen)
+
+
+def benchmark_source(benchmark: Benchmark, folder: Path | None) -> Source:
+    """The bases of a benchmark, checked.
+
+    Args:
+        benchmark: its list of bases; one without a digest is not compared.
+        folder: where they are; None for SimFind-DRR.
+
+    Raises:
+        InputError: the folder is missing or not wanted, or a base is another file than the frozen one.
+    """
+    kind = BENCHMARKS[benchmark.name]
+    if (folder is None) != (kind == "drr"):
+        need = "no folder: its CT is fetched" if kind == "drr" else f"the folder that holds {benchmark.bases[0].name}"
+        raise InputError(f"{benchmark.name}: needs {need}")
+    if folder is None:
+        image = _checked(chest_ct(), benchmark.bases[0])
+        volume = dataclasses.replace(base_from_image(image), name=benchmark.bases[0].patient)
+        return sources.drr_source(VolumeSource([volume], [volume.name]), benchmark.seed, views=DRR_VIEWS)
+    images = [_checked(folder / base.name, base) for base in benchmark.bases]
+    if kind == "cxr":
+        lungs = _frozen_lungs(benchmark)
+        rows = zip(images, lungs, benchmark.bases, strict=True)
+        return FilmSource([Film(sources.film_sized(i.array), field, b.patient, name=b.name) for i, field, b in rows])
+    volumes = [_healed(image, folder, base) for image, base in zip(images, benchmark.bases, strict=True)]
+    return VolumeSource(volumes, [base.patient for base in benchmark.bases])
+
+
+def _checked(path: Path, base: Base) -> MedicalImage:
+    image = read_image(path)
+    if base.digest and native_digest(image.array) != base.digest:
+        raise InputError(f"{path}: is not the image that the benchmark was frozen with; get the original file")
+    return image
+
+
+def _frozen_lungs(benchmark: Benchmark) -> list[LungFields]:
+    """Lungs as they were found when the list was frozen: a later model must not change the benchmark."""
+    file = importlib.resources.files("radglint") / "data" / f"{data_name(benchmark.name)}_lungs.npz"
+    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        return [unpack_lungs(packed) for packed in arrays["lungs"]]
+
+
+def pack_lungs(lungs: LungFields) -> np.ndarray:
+    """Right and left lung at half size, eight pixels a byte: uint8 `2 bytes`."""
+    step = lungs.left.shape[0] // _LUNG_PX
+    return np.stack([np.packbits(part[::step, ::step]) for part in (lungs.right, lungs.left)])
+
+
+def unpack_lungs(packed: np.ndarray) -> LungFields:
+    """The inverse of `pack_lungs`, on a square film, with the heart between them."""
+    small = np.unpackbits(packed, axis=1).astype(bool).reshape(2, _LUNG_PX, _LUNG_PX)
+    right, left = small.repeat(2, axis=1).repeat(2, axis=2)
+    return LungFields(left=left, right=right, heart=heart_between(left, right))
+
+
+def _healed(image: MedicalImage, folder: Path, base: Base) -> CtBase:
+    """A CT as a base, its real lesions covered with lung from nearby."""
+    volume, _ = canonical_volume(image, step_mm=BENCHMARK_STEP_MM)
+    spacing = (BENCHMARK_STEP_MM, 1.0, 1.0)
+    if base.lesions:
+        outline = _mask_on_grid(folder / base.lesions, image)
+        labels = find_anatomy(volume, spacing).labels
+        volume = cover_lesions(volume, outline, (labels == LEFT_LUNG) | (labels == RIGHT_LUNG), spacing)
+    return make_base(volume, spacing, name=base.name.split("/")[0])
+
+
+def _mask_on_grid(path: Path, image: MedicalImage) -> np.ndarray:
+    """A NIfTI mask of the CT's own grid, on the canonical one."""
+    import nibabel as nib
+
+    stored = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    mask = np.asarray(stored.dataobj, np.float32).transpose(2, 1, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    if mask.shape != image.shape:
+        raise InputError(f"{path}: expected a mask of the CT's shape {image.shape}, got {mask.shape}")
+    placed = dataclasses.replace(image, array=np.ascontiguousarray(mask), path=str(path))
+    return canonical_volume(placed, step_mm=BENCHMARK_STEP_MM)[0] > 0.2

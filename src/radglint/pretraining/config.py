@@ -68,6 +68,7 @@ class TargetConfig(_Strict):
     """What is predicted: the teacher's tokens, averaged over its last blocks and brought to unit variance."""
 
     blocks: PositiveInt = 3  # how many of the last blocks
+    expansion_weight: NonNegativeFloat = 0.0  # of a term that pays for using all directions; see the rank in the log
     norm_momentum: float = Field(default=0.9, ge=0, lt=1)  # of the running mean and variance of each channel
 
 
@@ -90,7 +91,7 @@ class OptimizerConfig(_Strict):
 
     steps: PositiveInt
     batch: int = Field(ge=2)  # samples a step; collapse can only be told between two
-    micro_batch: PositiveInt | None = None  # samples at once, to save memory; the gradients are the same; None = all
+    micro_batch: PositiveInt | None = None  # samples at once, to save memory; None = all (expansion is then per part)
     learning_rate: float = Field(default=3e-4, gt=0)  # peak
     final_learning_rate: NonNegativeFloat = 1e-6
     warmup_steps: NonNegativeInt = 100

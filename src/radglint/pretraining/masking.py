@@ -59,11 +59,11 @@ def tube_mask(grid: tuple[int, int, int], config: MaskConfig, rng: np.random.Gen
 
 
 def _rectangle(height: int, width: int, config: MaskConfig, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a random block; every place in the slice is equally likely."""
+    """Rows and columns of a random block. It may hang over the edge, so that no place is hidden less than others."""
     largest = max(config.max_block_share * height * width, config.min_block_patches)
     area = rng.uniform(config.min_block_patches, largest)
     aspect = math.exp(rng.uniform(-1, 1) * math.log(config.max_aspect))
     rows = min(max(round(math.sqrt(area * aspect)), 1), height)
     columns = min(max(round(math.sqrt(area / aspect)), 1), width)
-    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    return slice(top, top + rows), slice(left, left + columns)
+    top, left = rng.integers(1 - rows, height), rng.integers(1 - columns, width)
+    return slice(max(top, 0), top + rows), slice(max(left, 0), left + columns)

@@ -4,11 +4,14 @@
     scan, patches hidden ----> student -> tokens -> predictor -> prediction at hidden patches ----+-> smooth L1
 
 The target is a feature, not a pixel, so noise need not be predicted; it comes from the whole scan, so it holds context.
+Features that say less are easier to predict. What keeps them from it: the teacher is slow, the target is centred and
+scaled, the predictor is not the teacher's, and, where `expansion_weight` is set, using all directions is paid for.
 
 Reference: the target is that of data2vec (Baevski et al. 2022, arXiv 2202.03555), the mask token that of iBOT (Zhou et
 al. 2022, arXiv 2111.07832), the predictor that of I-JEPA (Assran et al. 2023, arXiv 2301.08243), tubes those of V-JEPA
-(Bardes et al. 2024, arXiv 2404.08471). Differs: hidden patches become a mask token in every trunk, where I-JEPA and
-V-JEPA drop them, so that one form serves all; channels are centred and scaled by running statistics.
+(Bardes et al. 2024, arXiv 2404.08471), the expansion that of SimDINO (Wu et al. 2025, arXiv 2502.10385). Differs: hidden
+patches become a mask token in every trunk, where I-JEPA and V-JEPA drop them, so that one form serves all; channels are
+centred and scaled by running statistics.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from radglint.errors import ConfigError
 from radglint.pretraining.config import PretrainConfig
 
 NORM_EPS = 1e-5
+CODING_EPSILON = 0.5  # as in SimDINO
 
 
 class PatchTrunk(nn.Module):
@@ -212,6 +216,27 @@ def masked_smooth_l1(prediction: torch.Tensor, target: torch.Tensor, hidden: tor
     return functional.smooth_l1_loss(prediction.float(), target[hidden].float(), beta=beta)
 
 
+def coding_rate(rows: torch.Tensor, epsilon: float = CODING_EPSILON) -> torch.Tensor:
+    """How many bits a channel takes, on average, to say which row it is, to within `epsilon`.
+
+    Args:
+        rows: `tokens embed`; they are centred and brought to unit length first.
+        epsilon: distance that does not matter, in lengths of a row.
+
+    Returns:
+        Scalar, in nats a channel; 0 only when all rows are equal, largest when all directions are used alike.
+
+    Naive form: log det(I + embed / epsilon ** 2 * mean over n of outer(z[n], z[n])) / (2 * embed), where
+    z[n] = (rows[n] - mean row) / |rows[n] - mean row|.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        values = rows if rows.dtype == torch.float64 else rows.float()
+        unit = functional.normalize(values - values.mean(dim=0), dim=-1)
+        count, width = unit.shape
+        spread = torch.eye(width, dtype=unit.dtype, device=unit.device) + unit.mT @ unit * (width / epsilon**2 / count)
+        return torch.logdet(spread) / (2 * width)
+
+
 class MaskedPrediction(nn.Module):
     """Student, teacher, predictor and the statistics of the target.
 
@@ -226,6 +251,7 @@ class MaskedPrediction(nn.Module):
     def __init__(self, backbone: nn.Module, config: PretrainConfig) -> None:
         super().__init__()
         self.beta = config.optimizer.smooth_l1_beta
+        self.expansion_weight = config.target.expansion_weight
         self.student = PatchTrunk(backbone, config.target.blocks)
         check_fit(self.student, config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -247,17 +273,25 @@ class MaskedPrediction(nn.Module):
         """The teacher's features before they are centred: `batch tokens embed`, float32."""
         return block_average(self.teacher(pixels)[1])
 
-    def forward(self, pixels: torch.Tensor, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch.
+    def forward(
+        self, pixels: torch.Tensor, hidden: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses of a batch.
 
         Args:
             pixels: `batch slices height width` in [0, 1], what the student sees a part of.
             hidden: `batch tokens`, bool.
             target: `batch tokens embed`, centred.
+
+        Returns:
+            The distance of the prediction, and the loss to descend, which also pays for expansion.
         """
         token = self.student.own_mask_token() if self.mask_token is None else self.mask_token
-        tokens, _ = self.student(pixels, hidden, token)
-        return masked_smooth_l1(self.predictor(tokens, self.grid, hidden), target, hidden, self.beta)
+        tokens, inner = self.student(pixels, hidden, token)
+        distance = masked_smooth_l1(self.predictor(tokens, self.grid, hidden), target, hidden, self.beta)
+        if self.expansion_weight == 0:
+            return distance, distance
+        return distance, distance - self.expansion_weight * coding_rate(block_average(inner)[~hidden])
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -192,8 +192,9 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.update_teacher(momentum)
+        constant = record.pop("constant_loss")
         return {
-            "step": step, "loss": loss, "explained": 1 - loss / record.pop("mean_loss"), **record,
+            "step": step, "loss": loss, "explained": 1 - loss / constant if constant else math.nan, **record,
             "gradient_norm": norm, "learning_rate": rate, "teacher_momentum": momentum,
             "seconds": round(time.monotonic() - begin, 4),
         }  # fmt: skip
@@ -209,19 +210,19 @@ class _Run:
         target = self.model.target_norm(features)
         nothing = torch.zeros_like(target[batch.hidden])
         constant = float(masked_smooth_l1(nothing, target, batch.hidden, self.model.beta))
-        record = {"mean_loss": constant, "log_feature_std": found.logs[0], "log_image_std": found.logs[1]}
+        record = {"constant_loss": constant, "log_feature_std": found.logs[0], "log_image_std": found.logs[1]}
         return target, record | {"effective_rank": found.rank}
 
     def _backward(self, batch: Batch, target: torch.Tensor) -> float:
-        """Gradients of the whole batch, in parts where memory is short; returns the loss."""
+        """Gradients of the whole batch, in parts where memory is short; returns the prediction's distance."""
         total, done = 0.0, 0
         for part in self._parts(batch):
             rows = slice(done, done + len(part.pixels))
             with self._precision():
-                loss = self.model(part.student_pixels, part.hidden, target[rows])
-            share = loss * (len(part.pixels) / len(batch.pixels))
-            share.backward()
-            total, done = total + float(share.detach()), rows.stop
+                distance, loss = self.model(part.student_pixels, part.hidden, target[rows])
+            share = len(part.pixels) / len(batch.pixels)
+            (loss * share).backward()
+            total, done = total + float(distance.detach()) * share, rows.stop
         return total
 
     def _parts(self, batch: Batch) -> list[Batch]:

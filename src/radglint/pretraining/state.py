@@ -184,7 +184,7 @@ def _card(step: int, config: PretrainConfig, num_scans: int) -> str:
     return (
         f"# Image trunk adapted by `radglint pretrain`\n\n"
         f"Start: {start}. Data: {num_scans} unlabelled {config.data.preprocess.kind} scans. "
-        f"{step} of {config.optimizer.steps} steps of masked-token prediction. These are the weights of the teacher, the "
-        "moving average of the student; provenance.json holds the configuration.\n\n"
+        f"{step} of {config.optimizer.steps} steps of masked-token prediction. These are the weights of the teacher, "
+        "the moving average of the student; provenance.json holds the configuration.\n\n"
         "The licence of the start applies, and the terms of the scans. For research only: not a medical device.\n"
     )

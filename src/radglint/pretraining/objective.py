@@ -9,9 +9,9 @@ scaled, the predictor is not the teacher's, and, where `expansion_weight` is set
 
 Reference: the target is that of data2vec (Baevski et al. 2022, arXiv 2202.03555), the mask token that of iBOT (Zhou et
 al. 2022, arXiv 2111.07832), the predictor that of I-JEPA (Assran et al. 2023, arXiv 2301.08243), tubes those of V-JEPA
-(Bardes et al. 2024, arXiv 2404.08471), the expansion that of SimDINO (Wu et al. 2025, arXiv 2502.10385). Differs: hidden
-patches become a mask token in every trunk, where I-JEPA and V-JEPA drop them, so that one form serves all; channels are
-centred and scaled by running statistics.
+(Bardes et al. 2024, arXiv 2404.08471), the expansion that of SimDINO (Wu et al. 2025, arXiv 2502.10385). Differs:
+hidden patches become a mask token in every trunk, where I-JEPA and V-JEPA drop them, so that one form serves all;
+channels are centred and scaled by running statistics.
 """
 
 from __future__ import annotations

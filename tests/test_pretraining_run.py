@@ -20,7 +20,7 @@ from transformers import AutoModel
 from radglint.cli import main
 from radglint.encoders.backbones import build_backbone, image_encoder, load_backbone
 from radglint.encoders.features import PatchFeatures, grey_to_channels
-from radglint.errors import TrainingError
+from radglint.errors import ConfigError, TrainingError
 from radglint.model import GlintModel
 from radglint.pretraining import run as run_module
 from radglint.pretraining.config import OptimizerConfig, PretrainConfig, load_config
@@ -150,6 +150,7 @@ def test_the_result_is_a_folder_of_transformers_and_a_teacher_for_glint(tmp_path
     teacher = {k.removeprefix("model.teacher.adapter."): v for k, v in weights.items() if ".teacher." in k}
     assert encoder.state_dict().keys() == teacher.keys()
     assert all(torch.equal(tensor, teacher[name]) for name, tensor in encoder.state_dict().items())
+    assert str(tmp_path) not in (result.backbone / "provenance.json").read_text()
     assert type(AutoModel.from_pretrained(result.backbone, local_files_only=True)) is type(loaded)
     assert {p.name for p in result.backbone.iterdir()} >= {"config.json", "model.safetensors", "provenance.json"}
 
@@ -226,7 +227,8 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path: Path):
 
 
 def test_dropout_and_everything_else_follow_the_seed(tmp_path: Path):
-    first, other = small_run(tmp_path / "a"), small_run(tmp_path / "b", seed=1)
+    trunk = {"config": tiny_image_configs()["vit"].to_dict() | {"hidden_dropout_prob": 0.2}}
+    first, other = (small_run(tmp_path / str(seed), seed=seed, backbone=trunk) for seed in range(2))
     before = torch.random.get_rng_state()
     losses = [pretrain(config).last["loss"] for config in (first, with_out(first, tmp_path / "c"), other)]
     assert losses[0] == losses[1] != losses[2]
@@ -287,6 +289,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(tmp_path: P
 def test_collapse_stops_the_run(tmp_path: Path):
     with pytest.raises(TrainingError, match="step 0: the teacher's features have collapsed"):
         pretrain(small_run(tmp_path, min_feature_std=5.0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="device: 'cuda' is not there"):
+        pretrain(small_run(tmp_path, device="cuda"))
 
 
 def test_the_log_says_what_happened(tmp_path: Path):

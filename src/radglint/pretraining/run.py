@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from radglint.encoders.backbones import build_backbone, load_backbone
-from radglint.errors import TrainingError
+from radglint.errors import ConfigError, TrainingError
 from radglint.pretraining.collapse import check_spread, spread
 from radglint.pretraining.config import OptimizerConfig, PretrainConfig
 from radglint.pretraining.objective import MaskedPrediction, masked_smooth_l1
@@ -104,9 +104,12 @@ def _backbone(config: PretrainConfig) -> Any:
 
 
 def _device(config: PretrainConfig) -> torch.device:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if config.device != "auto":
+        if not there[config.device]:
+            raise ConfigError(f"device: {config.device!r} is not there; set device = 'auto'")
         return torch.device(config.device)
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = next(name for name in ("cuda", "mps", "cpu") if there[name])
     return torch.device(best)
 
 

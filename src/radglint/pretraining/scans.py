@@ -64,15 +64,15 @@ def find_scans(sources: Iterable[Path], modality: str) -> list[Path]:
     return sorted(found)
 
 
-def _below(source: Path, modality: str) -> set[Path]:
+def _below(source: Path, modality: str, is_list_line: bool = False) -> set[Path]:
     if not source.exists():
         raise ImageError(f"data.scans: {source}: no such file or folder; check the path")
     if source.is_dir():
         return {scan for where, _, names in os.walk(source) for scan in _of_folder(Path(where), names, modality)}
-    if source.suffix.lower() != ".txt":
+    if source.suffix.lower() != ".txt" or is_list_line:
         return {source}
-    lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
-    return {scan for line in lines if line for scan in _below(source.parent / line, modality)}
+    lines = [line.strip() for line in source.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return {scan for line in lines if line for scan in _below(source.parent / line, modality, is_list_line=True)}
 
 
 def _of_folder(folder: Path, names: Sequence[str], modality: str) -> set[Path]:

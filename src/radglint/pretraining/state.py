@@ -174,7 +174,8 @@ def export_backbone(out: Path, model: MaskedPrediction, step: int, config: Pretr
     with folder_transaction(folder) as staging:
         model.teacher.whole.save_pretrained(staging)
         made = {"made_by": "radglint pretrain", "steps": step, "scans": num_scans, "versions": versions()}
-        write_json(staging / "provenance.json", made | {"config": config.model_dump(mode="json", exclude={"out"})})
+        private = {"out": True, "data": {"scans"}}  # paths may name patients; the folder may be passed on
+        write_json(staging / "provenance.json", made | {"config": config.model_dump(mode="json", exclude=private)})
         write_text(staging / "README.md", _card(step, config, num_scans))
     return folder
 

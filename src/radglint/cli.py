@@ -1,4 +1,4 @@
-"""The command line: `radglint ask | inspect | models | demo`.
+"""The command line: `radglint ask | inspect | models | demo | train | ablate`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 the input cannot be used, with one line on
 stderr that says what to do; 1 our own fault; 130 interrupted. `RADGLINT_DEBUG=1` adds the traceback and the
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from radglint.errors import InputError, OutputError, QueryError
+from radglint.train_commands import add_train_commands
 
 DEMO_FOLDER = "demo_out"
 
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_models(commands)
     _add_demo(commands)
+    add_train_commands(commands)
     return parser
 
 

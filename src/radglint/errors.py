@@ -35,3 +35,7 @@ class CheckpointError(InputError):
 
 class OutputError(InputError):
     """A result cannot be written: no permission, no space, or a path that is in the way."""
+
+
+class TrainingError(InputError):
+    """A training run cannot start, go on or be resumed."""

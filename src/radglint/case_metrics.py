@@ -45,11 +45,23 @@ def concept_metrics(concept: str, cases: Sequence[Case], scores: np.ndarray, gat
         which is the best of `THRESHOLDS` on these very cases; nothing if there are too few cases.
     """
     verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+    numbers, positive = presence_metrics(verdicts, scores), verdicts == "holds"
+    if not numbers:
+        return {}
+    return numbers | _place_metrics(concept, [cases[k] for k in np.flatnonzero(positive)], gate[positive])
+
+
+def presence_metrics(verdicts: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Number of positives and AUROC; nothing if there are too few.
+
+    Args:
+        verdicts: `cases`: holds, fails or unknown, which is left out.
+        scores: `cases`.
+    """
     positive, known = verdicts == "holds", verdicts != "unknown"
     if positive.sum() < LEAST_CASES or (known & ~positive).sum() < LEAST_CASES:
         return {}
-    numbers = {"n": int(positive.sum()), "auroc": auroc(scores[known], positive[known])}
-    return numbers | _place_metrics(concept, [cases[k] for k in np.flatnonzero(positive)], gate[positive])
+    return {"n": int(positive.sum()), "auroc": auroc(scores[known], positive[known])}
 
 
 def _place_metrics(concept: str, cases: Sequence[Case], gate: np.ndarray) -> dict[str, float]:

@@ -17,6 +17,7 @@ import torch
 from radglint.report_reading import Reading
 from radglint.reports import Embed, Statement, read_report, same_meaning
 from radglint.simulation.entailment import Verdict, holds_for
+from radglint.simulation.facts import Fact
 
 _STRENGTH = ("present", "uncertain", "absent")
 
@@ -127,6 +128,18 @@ def _verdict(readings: Sequence[Reading], image: Sequence[Reading]) -> Verdict:
         return "fails"  # words that name no finding: its own report has them, see `_said_in`
     verdicts = {_reading_verdict(reading, image) for reading in readings}
     return "fails" if "fails" in verdicts else "unknown" if "unknown" in verdicts else "holds"
+
+
+def presence_verdicts(concept: str, reports: Sequence[str]) -> list[Verdict]:
+    """Whether each report says that a finding is there; an uncertain one is unknown, one not mentioned fails.
+
+    Args:
+        concept: a known finding.
+        reports: whole texts.
+    """
+    reading: Reading = (Fact(concept), "present")
+    read = [[r for statement in statements_of(report) for r in statement.readings] for report in reports]
+    return [_reading_verdict(reading, image) for image in read]
 
 
 def _reading_verdict(reading: Reading, image: Sequence[Reading]) -> Verdict:

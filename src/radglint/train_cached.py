@@ -32,6 +32,7 @@ from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
 from radglint.writing import output_errors, write_json, write_text
 
 VARIANTS = 12  # wordings of each fact
+RELATIVE_POOLINGS = ("mean", "softmax", "softmax_null")  # whose maps have no scale of their own
 Batch = tuple[list[Case], torch.Tensor, list[Any]]
 
 
@@ -176,7 +177,10 @@ class CachedTask:
         write_text(run / "branch.json", self.config.branch.model_dump_json(indent=2))
         if self.data.val_prefix is None:
             return {}
-        metrics = evaluate_cases(self.branch, self._load(self.data.val_prefix), self.data.grid_tokens, self.embed)
+        held_out, pooling = self._load(self.data.val_prefix), self.config.branch.gate.pooling
+        metrics = evaluate_cases(
+            self.branch, held_out, self.data.grid_tokens, self.embed, per_case=pooling in RELATIVE_POOLINGS
+        )
         self.branch.train()
         write_json(run / "metrics.json", metrics)
         return mean_metrics(metrics)

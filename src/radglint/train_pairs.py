@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,85 +18,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from radglint.alignment import align
+from radglint.case_metrics import Metrics, mean_metrics, presence_metrics
 from radglint.encoders.backbones import image_encoder, load_backbone
 from radglint.errors import ConfigError
+from radglint.gate import GatedScores
 from radglint.gather import gather_images, gather_texts
 from radglint.lora import add_lora, merged_state
 from radglint.losses import multi_positive_info_nce, sparsity_of_sums
 from radglint.model import GlintConfig, GlintModel, trunk_blocks
+from radglint.pair_batches import PairBatch, StepData, equal_pieces, load_pairs
 from radglint.recompute import again
 from radglint.regularizer import DenseFeatureRegularizer
-from radglint.report_labels import LabelledSentences, draw_sentences, join_duplicates, said, statements_of
-from radglint.report_pairs import Pair, load_manifest, load_shards, pair_pixels, pairs_of_step, share_of_rank
+from radglint.report_labels import (
+    join_duplicates,
+    presence_verdicts,
+    said,
+    statements_of,
+)
+from radglint.report_pairs import Pair, load_manifest, pair_pixels, share_of_rank
+from radglint.simulation.facts import CONCEPTS
 from radglint.train_config import PairData, TrainConfig, TrunkConfig
 from radglint.train_log import GateView
 from radglint.train_state import whole
 from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
-from radglint.writing import output_errors, write_text
+from radglint.writing import output_errors, write_json, write_text
 
 TEXTS_AT_ONCE = 64
 MODEL_CONFIG, MODEL_WEIGHTS, MODEL_TOKENIZER = "model.json", "model.safetensors", "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """One step's data.
-
-    Attributes:
-        ids: of all pairs of the step.
-        pixels: this process's images, each `depth height width`; sizes may differ.
-        sentences: of all pairs of the step.
-    """
-
-    ids: tuple[str, ...]
-    pixels: tuple[torch.Tensor, ...]
-    sentences: LabelledSentences
-
-
-class StepData(Dataset[PairBatch]):
-    """The batch of each step, a function of seed and step; read in worker processes.
-
-    Args:
-        pairs: all of them.
-        config: of the run.
-        ranks: this process among all.
-    """
-
-    def __init__(self, pairs: Sequence[Pair], config: TrainConfig, ranks: Ranks) -> None:
-        assert isinstance(config.data, PairData)
-        self.pairs, self.data, self.fit = pairs, config.data, config.fit
-        self.preprocess, self.rank, self.num_ranks = config.branch.preprocess, ranks.rank, ranks.count
-
-    def __len__(self) -> int:
-        """Steps of the run."""
-        return self.fit.steps
-
-    def __getitem__(self, step: int) -> PairBatch:
-        """The batch of a step.
-
-        Raises:
-            ImageError: an image cannot be read.
-        """
-        chosen = [self.pairs[k] for k in pairs_of_step(len(self.pairs), self.fit.batch, self.fit.seed, step)]
-        rng = np.random.default_rng([self.fit.seed, 1, step])
-        reports = [pair.report for pair in chosen]
-        sentences = draw_sentences(reports, self.data.said, self.data.sentences_per_image, rng)
-        own = share_of_rank(chosen, self.rank, self.num_ranks)
-        pixels = tuple(pair_pixels(pair, self.preprocess, self.data.max_slices) for pair in own)
-        return PairBatch(tuple(pair.id for pair in chosen), pixels, sentences)
-
-
-def load_pairs(data: PairData, modality: str) -> list[Pair]:
-    """All training pairs, manifests before shards.
-
-    Raises:
-        ConfigError: one of them cannot be read.
-    """
-    pairs = [pair for path in data.manifests for pair in load_manifest(path, modality)]
-    return pairs + [pair for pattern in data.shards for pair in load_shards(pattern, modality)]
 
 
 def build_model(config: TrainConfig) -> GlintModel:
@@ -195,9 +145,9 @@ class PairTask:
             fully_shard(tower, mesh=mesh)
 
     def _train_mode(self) -> None:
+        """The trunk stays in eval mode, trained or not: no random positions or depth, so its anchor starts at zero."""
         self.model.train()
-        if not self.trunk_config.is_trained:
-            self.model.trunk.eval()
+        self.model.trunk.eval()
         if not self.config.text.trained:
             self.model.text.eval()
 
@@ -323,10 +273,8 @@ class PairTask:
         return [(pair, texts[0]) for pair, texts in first if texts][: self.config.picture_cases]
 
     def _view(self, pair: Pair, text: str) -> GateView:
-        pixels = pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
-        features = self.model.trunk_features(pixels[None].to(self.ranks.device))
-        gated = self.branch(features.tokens, features.grid, self.model.text.embed([text]))
-        gate = gated.gate[0, 0].float().reshape(-1, *features.grid).cpu().numpy()
+        pixels, gated, grid = self._gated(pair, self.model.text.embed([text]))
+        gate = gated.gate[0, 0].float().reshape(-1, *grid).cpu().numpy()
         best = int(gate.max(axis=(1, 2)).argmax())
         return GateView(f"{pair.id}: {text} score {float(gated.scores[0, 0]):.2f}", pixels[best].numpy(), gate[best])
 
@@ -335,6 +283,7 @@ class PairTask:
         lora = self.trunk_config.lora
         state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
         branch = {name: whole(tensor) for name, tensor in self.branch.state_dict().items()}
+        metrics = self._measure()
         if not is_first:
             return {}
         state = merged_state(state, lora.alpha / lora.rank) if lora is not None else state
@@ -344,7 +293,28 @@ class PairTask:
                 (run / "weights.tmp").replace(run / name)
         write_text(run / MODEL_CONFIG, self.model.config.model_dump_json(indent=2))
         write_text(run / MODEL_TOKENIZER, self.model.text.tokenizer.to_str())
-        return {}
+        write_json(run / "metrics.json", metrics)
+        return mean_metrics(metrics)
+
+    @torch.no_grad()
+    def _measure(self) -> Metrics:
+        """AUROC of "There is a ..." for each finding of the validation reports; nothing without such reports."""
+        if self.data.val_manifest is None:
+            return {}
+        self.model.eval()
+        pairs = load_manifest(self.data.val_manifest, self.kind)
+        texts = self.model.text.embed([f"There is {concept}." for concept in CONCEPTS])
+        scores = torch.cat([self._gated(pair, texts)[1].scores for pair in pairs], dim=1).float().cpu().numpy()
+        verdicts = [np.array(presence_verdicts(concept, [pair.report for pair in pairs])) for concept in CONCEPTS]
+        self._train_mode()
+        rows = zip(CONCEPTS, verdicts, scores, strict=True)
+        return {concept: row for concept, verdict, score in rows if (row := presence_metrics(verdict, score))}
+
+    def _gated(self, pair: Pair, texts: torch.Tensor) -> tuple[torch.Tensor, GatedScores, tuple[int, ...]]:
+        """Pixels, scores and token grid of one image."""
+        pixels = pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
+        features = self.model.trunk_features(pixels[None].to(self.ranks.device))
+        return pixels, self.branch(features.tokens, features.grid, texts), features.grid
 
 
 def gather_sum(value: torch.Tensor) -> torch.Tensor:
@@ -353,29 +323,3 @@ def gather_sum(value: torch.Tensor) -> torch.Tensor:
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
     return total
-
-
-def equal_pieces(
-    shapes: Sequence[tuple[int, ...]], size: int | None, ranks: Ranks, is_sharded: bool
-) -> list[list[int]]:
-    """Which images are encoded together: those of one size, at most `size` of them.
-
-    Args:
-        shapes: of each image.
-        size: most images of a piece; None = no limit.
-        ranks: this process among all.
-        is_sharded: every process must run the trunk equally often (FSDP2), so pieces are halved until that is so.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for k, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(k)
-    step = size or len(shapes)
-    pieces = [group[start : start + step] for group in groups.values() for start in range(0, len(group), step)]
-    if is_sharded:
-        most = torch.tensor(len(pieces), device=ranks.device)
-        distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        while len(pieces) < int(most):
-            largest = max(pieces, key=len)
-            pieces.remove(largest)
-            pieces += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-    return pieces

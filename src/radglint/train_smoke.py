@@ -154,7 +154,8 @@ def _vocabulary() -> list[str]:
 
 def _text_config() -> PretrainedConfig:
     return BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                      vocab_size=len(_vocabulary()), max_position_embeddings=256)  # fmt: skip
+                      vocab_size=len(_vocabulary()), max_position_embeddings=256,
+                      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
 
 
 def _write_tokenizer(folder: Path) -> None:

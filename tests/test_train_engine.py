@@ -154,7 +154,7 @@ def test_a_killed_run_resumed_has_the_weights_of_one_that_was_not(tmp_path: Path
 def interrupted(config: TrainConfig, after: int) -> None:
     """Stop a run as a kill would, after some steps."""
 
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     task = CachedTask(config, Ranks()) if isinstance(config.data, CachedData) else PairTask(config, Ranks())
@@ -163,12 +163,12 @@ def interrupted(config: TrainConfig, after: int) -> None:
 
     def step_or_stop(step: int, batch: Any) -> dict[str, float]:
         if step == after:
-            raise Stopped
+            raise StoppedError
         return whole_step(step, batch)
 
     trainer.train_step = step_or_stop  # type: ignore[method-assign]
     trainer.start(resume=True)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         trainer.run()
 
 

@@ -32,7 +32,7 @@ def test_a_merged_module_computes_the_same_under_its_old_names() -> None:
     start = plain(x)
     plain.load_state_dict(merged_state(updated.state_dict(), 3.0 / 2), strict=True)
     torch.testing.assert_close(plain(x), updated(x))
-    assert float((plain(x) - start).abs().max()) > 0.1
+    assert bool(((plain(x) - start).abs() > 0.1).any())
 
 
 def test_a_state_without_updates_is_left_alone() -> None:

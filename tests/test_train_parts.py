@@ -163,7 +163,8 @@ def test_tensorboard_gets_every_number_and_the_picture(tmp_path: Path) -> None:
     events = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
     assert b"loss" in events
     assert b"gates" in events
-    assert Image.open(path).size == (448, 254)
+    with Image.open(path) as picture:
+        assert picture.size == (448, 254)
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 4, "loss": 0.25}
     shutil.rmtree(tmp_path / "tensorboard")
 

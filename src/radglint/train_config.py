@@ -31,7 +31,7 @@ class CachedData(_Strict):
     kind: Literal["cases"] = "cases"
     folder: Path  # of the shards
     train_prefixes: tuple[str, ...] = ("train",)
-    val_prefix: str | None = "val"  # measured at the end and shown in the gate pictures
+    val_prefix: str | None = None  # measured at the end and shown in the gate pictures
     grid_tokens: tuple[PositiveInt, PositiveInt]  # height and width of one slice
     bag_slices: PositiveInt | None = None  # cut slabs into bags of so many slices; None = each case is a bag
     context_slices: NonNegativeInt = 0  # neighbours on either side of a bag that the mixer sees

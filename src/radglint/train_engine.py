@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -69,24 +69,21 @@ def train(config: TrainConfig, *, resume: bool = False) -> Numbers:
         ConfigError: the data do not fit, or `accelerate` is not installed.
         CheckpointError: a tower cannot be loaded.
     """
-    accelerator = _accelerator(config)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes, accelerator.device)
+    ranks = _ranks(config)
     task: Task = CachedTask(config, ranks) if isinstance(config.data, CachedData) else PairTask(config, ranks)
-    trainer = Trainer(config, task, ranks, accelerator.autocast if config.precision == "bfloat16" else nullcontext)
+    trainer = Trainer(config, task, ranks)
     trainer.start(resume)
-    numbers = trainer.run()
-    accelerator.wait_for_everyone()
-    return numbers
+    return trainer.run()
 
 
-def _accelerator(config: TrainConfig) -> Any:
+def _ranks(config: TrainConfig) -> Ranks:
+    """This process among those that `torchrun` or `accelerate launch` has started."""
     try:
-        from accelerate import Accelerator  # pyright: ignore[reportMissingImports]
+        from accelerate import PartialState  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("radglint train needs accelerate: pip install 'radglint[train]'") from error
-    on_cpu = config.device == "cpu" or isinstance(config.data, CachedData)  # cached tokens are trained on the CPU
-    precision = "bf16" if config.precision == "bfloat16" and not isinstance(config.data, CachedData) else "no"
-    return Accelerator(cpu=on_cpu, mixed_precision=precision)
+    state = PartialState(cpu=config.device == "cpu" or isinstance(config.data, CachedData))
+    return Ranks(state.process_index, state.num_processes, torch.device(state.device))
 
 
 class Trainer:
@@ -96,11 +93,10 @@ class Trainer:
         config: of the run.
         task: data and loss.
         ranks: this process among all.
-        autocast: makes the context of a forward pass.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks, autocast: Any = nullcontext) -> None:
-        self.config, self.task, self.ranks, self.autocast = config, task, ranks, autocast
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
+        self.config, self.task, self.ranks = config, task, ranks
         self.named = trained_parameters(task.module)
         factors = layer_factors(self.named, task.towers, config.layer_decay)
         self.optimizer = build_optimizer(self.named, factors, config.fit.weight_decay)
@@ -192,8 +188,7 @@ class Trainer:
         return numbers | {"learning_rate": rate}
 
     def _backward(self, step: int, batch: Any) -> Numbers | None:
-        context: AbstractContextManager[Any] = self.autocast()
-        with context:
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             out = self.task.loss(batch, step)
         if out is None:
             return None
@@ -230,6 +225,7 @@ class Trainer:
     def _finish(self) -> Numbers:
         with self.average.applied() if self.average is not None else nullcontext():
             numbers = self.task.export(self.config.out, self.is_first)
+        self._wait()
         if self.log is not None:
             self.log.close()
         return numbers

@@ -16,14 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer
 
 from nano_features_cxr import TRUNK_LAYERS
+from radglint.case_metrics import Metrics, evaluate_cases, metrics_table
 from radglint.cases import Case, crop_slices, load_cases
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.mixer import MixerConfig
@@ -32,9 +31,7 @@ from radglint.gate import GateConfig
 from radglint.model import BranchConfig, GlintBranch
 from radglint.preprocess import CtPreprocess, CxrPreprocess
 from radglint.quantize import quantize_in_place
-from radglint.simulation.entailment import holds_for
-from radglint.simulation.facts import Fact
-from radglint.train import FitConfig, fit_branch, score_cases
+from radglint.train import FitConfig, fit_branch
 
 GRIDS = {"CXR": (28, 28), "CT": (22, 28)}
 STEPS = {"CXR": 1100, "CT": 650}
@@ -54,7 +51,6 @@ BRANCHES = {
 BATCH = 48
 LUNG_MARGIN = 2.0  # the lung field leaves what is probably lung alone: its edge is where lung is 1 to 7
 SPARSITY_WEIGHT, SPARSITY_BUDGET = 5.0, 0.05  # a positive sentence may use this share of the patches
-THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 
 
 def bags(cases: list[Case], modality: str) -> list[Case]:
@@ -70,55 +66,15 @@ def text_tower(folder: Path) -> TextEncoder:
     return TextEncoder(backbone, Tokenizer.from_file(str(folder / "tokenizer.json"))).eval()
 
 
-def concept_metrics(concept: str, cases: Sequence[Case], scores: np.ndarray, gate: np.ndarray) -> dict[str, float]:
-    """AUROC, pointing accuracy and Dice on the token grid of one concept."""
-    verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
-    positive, known = verdicts == "holds", verdicts != "unknown"
-    if positive.sum() < 3 or (known & ~positive).sum() < 3:
-        return {}
-    numbers = {"n": int(positive.sum()), "auroc": float(roc_auc_score(positive[known], scores[known]))}
-    hits, chance, dice = [], [], []
-    for index in np.flatnonzero(positive):
-        case = cases[index]
-        if case.coverage is None:
-            continue
-        rows = [k for k, fact in enumerate(case.facts) if fact.concept == concept]
-        truth = case.coverage[rows].float().amax(dim=0).numpy()
-        hits.append(truth[gate[index].argmax()] > 0.1)
-        chance.append((truth > 0.1).mean())
-        marked = gate[index][None] >= THRESHOLDS[:, None]
-        dice.append(2 * (marked * truth).sum(1) / (marked.sum(1) + truth.sum() + 1e-9))
-    if hits:
-        curve = np.mean(dice, axis=0)
-        best = int(curve.argmax())
-        numbers |= {"pointing": float(np.mean(hits)), "chance": float(np.mean(chance)), "dice": float(curve[best]),
-                    "threshold": float(THRESHOLDS[best])}  # fmt: skip
-    return numbers
-
-
-def evaluate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder) -> dict[str, dict]:
+def evaluate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder) -> Metrics:
     """Metrics per concept for the query "There is a ..."."""
-    concepts = sorted({fact.concept for case in cases for fact in case.facts})
     with torch.inference_mode():
-        texts = text.embed([f"There is {concept}." for concept in concepts])
-    scores, logits = score_cases(branch, cases, grid, texts, valid_depth=True)
-    gate = torch.sigmoid(logits.float()).numpy()
-    rows = {c: concept_metrics(c, cases, scores[k].numpy(), gate[k]) for k, c in enumerate(concepts)}
-    return {concept: row for concept, row in rows.items() if row}
+        return evaluate_cases(branch, cases, grid, text.embed)
 
 
-def report(title: str, rows: dict[str, dict]) -> None:
+def report(title: str, metrics: Metrics) -> None:
     """Print a table and the means."""
-    print(title)
-    for concept, row in rows.items():
-        print(
-            f"  {concept:22s}",
-            "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-        )
-    for key in ("auroc", "pointing", "dice"):
-        values = [row[key] for row in rows.values() if key in row]
-        if values:
-            print(f"  mean {key} {np.mean(values):.3f}")
+    print(f"{title}\n{metrics_table(metrics)}")
 
 
 @torch.inference_mode()

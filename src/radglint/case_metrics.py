@@ -1,0 +1,120 @@
+"""How well a branch finds what is in cached cases: AUROC, pointing and Dice of each concept, on the token grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from radglint.cases import Case
+from radglint.model import GlintBranch
+from radglint.simulation.entailment import holds_for
+from radglint.simulation.facts import Fact
+from radglint.train import Embed, score_cases
+
+THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
+LEAST_CASES = 3  # with and without a concept, or it is not measured
+MEASURES = ("auroc", "pointing", "dice")
+Metrics = dict[str, dict[str, float]]
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Share of positive-negative pairs in which the positive scores higher; ties count half.
+
+    Args:
+        scores: `cases`.
+        positive: `cases`, bool, some True and some False.
+    """
+    ranks, count = rankdata(scores), int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
+
+
+def concept_metrics(concept: str, cases: Sequence[Case], scores: np.ndarray, gate: np.ndarray) -> dict[str, float]:
+    """Measures of one concept.
+
+    Args:
+        concept: asked for.
+        cases: with coverage where the place is known.
+        scores: `cases`.
+        gate: `cases tokens`, in [0, 1].
+
+    Returns:
+        n, auroc, and where the place is known pointing, chance (pointing of a random token), dice and its threshold,
+        which is the best of `THRESHOLDS` on these very cases; nothing if there are too few cases.
+    """
+    verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+    numbers, positive = presence_metrics(verdicts, scores), verdicts == "holds"
+    if not numbers:
+        return {}
+    return numbers | _place_metrics(concept, [cases[k] for k in np.flatnonzero(positive)], gate[positive])
+
+
+def presence_metrics(verdicts: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Number of positives and AUROC; nothing if there are too few.
+
+    Args:
+        verdicts: `cases`: holds, fails or unknown, which is left out.
+        scores: `cases`.
+    """
+    positive, known = verdicts == "holds", verdicts != "unknown"
+    if positive.sum() < LEAST_CASES or (known & ~positive).sum() < LEAST_CASES:
+        return {}
+    return {"n": int(positive.sum()), "auroc": auroc(scores[known], positive[known])}
+
+
+def _place_metrics(concept: str, cases: Sequence[Case], gate: np.ndarray) -> dict[str, float]:
+    hits, chance, dice = [], [], []
+    for case, values in zip(cases, gate, strict=True):
+        if case.coverage is None:
+            continue
+        rows = [k for k, fact in enumerate(case.facts) if fact.concept == concept]
+        truth = case.coverage[rows].float().amax(dim=0).numpy()
+        hits.append(truth[values.argmax()] > 0.1)
+        chance.append((truth > 0.1).mean())
+        marked = values[None] >= THRESHOLDS[:, None]
+        dice.append(2 * (marked * truth).sum(1) / (marked.sum(1) + truth.sum() + 1e-9))
+    if not hits:
+        return {}
+    curve = np.mean(dice, axis=0)
+    best = int(curve.argmax())
+    return {"pointing": float(np.mean(hits)), "chance": float(np.mean(chance)), "dice": float(curve[best]),
+            "threshold": float(THRESHOLDS[best])}  # fmt: skip
+
+
+def evaluate_cases(
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, int], embed: Embed, *, per_case: bool = False
+) -> Metrics:
+    """Measures of every concept for the query "There is a ...".
+
+    Args:
+        branch: put in eval mode.
+        cases: held out.
+        grid: `(height, width)` of one slice of tokens.
+        embed: sentences to `texts embed`.
+        per_case: divide each map by its highest value first, as softmax weights need before a threshold means anything.
+    """
+    concepts = sorted({fact.concept for case in cases for fact in case.facts})
+    if not concepts:
+        return {}
+    scores, logits = score_cases(branch, cases, grid, embed([f"There is {c}." for c in concepts]), valid_depth=True)
+    gate = torch.sigmoid(logits.float())
+    if per_case:
+        gate = (logits.float() - logits.float().amax(dim=-1, keepdim=True)).exp()
+    rows = {c: concept_metrics(c, cases, scores[k].numpy(), gate[k].numpy()) for k, c in enumerate(concepts)}
+    return {concept: row for concept, row in rows.items() if row}
+
+
+def mean_metrics(metrics: Metrics) -> dict[str, float]:
+    """Mean over concepts of each of `MEASURES`, of those that have it."""
+    values = {key: [row[key] for row in metrics.values() if key in row] for key in MEASURES}
+    return {key: float(np.mean(found)) for key, found in values.items() if found}
+
+
+def metrics_table(metrics: Metrics) -> str:
+    """Lines to print: a concept each, then the means."""
+    rows = [(c, "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+            for c, row in metrics.items()]  # fmt: skip
+    rows += [(f"mean {key}", f"{value:.3f}") for key, value in mean_metrics(metrics).items()]
+    return "\n".join(f"  {name:22s} {text}" for name, text in rows)

@@ -1,0 +1,186 @@
+"""Training one branch on cached tokens of a frozen trunk, through `radglint.train.branch_loss`.
+
+Every process has all cases in memory and encodes its share of each batch; scores are gathered, so that the loss is that
+of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from radglint.alignment import Alignment, align
+from radglint.case_metrics import evaluate_cases, mean_metrics
+from radglint.cases import Case, crop_slices, load_cases
+from radglint.errors import ConfigError
+from radglint.gather import gather_images
+from radglint.model import GlintBranch
+from radglint.recompute import in_pieces
+from radglint.report_pairs import share_of_rank
+from radglint.train import SentencePool, batch_order, branch_loss
+from radglint.train_config import CachedData, TrainConfig
+from radglint.train_log import GateView
+from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
+from radglint.writing import output_errors, write_json, write_text
+
+VARIANTS = 12  # wordings of each fact
+RELATIVE_POOLINGS = ("mean", "softmax", "softmax_null")  # whose maps have no scale of their own
+Batch = tuple[list[Case], torch.Tensor, list[Any]]
+
+
+class SharedBranch:
+    """A branch whose `align` works on this process's share of the images, in pieces, and gathers the results.
+
+    Args:
+        branch: the trained one; everything else is asked of it.
+        ranks: this process among all.
+        piece_images: encoded at a time, or None.
+    """
+
+    def __init__(self, branch: GlintBranch, ranks: Ranks, piece_images: int | None) -> None:
+        self.branch, self.ranks, self.piece_images = branch, ranks, piece_images
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not defined here is the branch's own."""
+        return getattr(self.branch, name)
+
+    def align(
+        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+    ) -> Alignment:
+        """See `GlintBranch.align`; tokens of all images in, scores of all images out."""
+        own = share_of_rank(trunk_tokens, self.ranks.rank, self.ranks.count)
+        mixed = torch.cat(in_pieces(lambda part: self.branch.mixer(part, grid, valid), own, self.piece_images))
+        aligned = align(self.branch.gate, mixed, self.branch.text_adapter(texts))
+        sums = (aligned.scores, aligned.gate_mass, aligned.gate_squares)
+        return Alignment(*map(gather_images, sums), num_tokens=aligned.num_tokens)
+
+
+class CachedTask:
+    """See `radglint.train_towers.Task`.
+
+    Args:
+        config: with data of kind "cases".
+        ranks: this process among all.
+
+    Raises:
+        ConfigError: no cases, or they do not fit the grid.
+    """
+
+    towers: Sequence[tuple[nn.Module, Sequence[nn.Module]]] = ()
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        assert isinstance(config.data, CachedData)
+        self.config, self.data, self.ranks = config, config.data, ranks
+        self.cases = [case for prefix in self.data.train_prefixes for case in self._load(prefix)]
+        self._check_cases()
+        self.text = load_text_tower(config.text)
+        self.pool = SentencePool(self.cases, self.embed, VARIANTS, config.fit.seed)
+        torch.manual_seed(config.fit.seed)
+        self.branch = GlintBranch(self.cases[0].tokens.shape[-1], self.text.embed_dim, config.branch)
+        load_branch(self.branch, config.init)
+        self.module: nn.Module = self.branch.train()
+        self.is_plain = ranks.count == 1 and config.microbatch_images is None
+
+    def _load(self, prefix: str) -> list[Case]:
+        cases, size, beside = load_cases(self.data.folder, prefix), self.data.bag_slices, self.data.context_slices
+        if size is None:
+            return cases
+        bags = []
+        for case in cases:
+            starts = range(beside, case.tokens.shape[0] - size - beside + 1, size)
+            bags += crop_slices(case, list(starts), size, context_slices=beside)
+        return bags
+
+    def _check_cases(self) -> None:
+        shapes = {tuple(case.tokens.shape) for case in self.cases}
+        height, width = self.data.grid_tokens
+        if not shapes or any(shape[1] != height * width for shape in shapes) or len(shapes) > 1:
+            raise ConfigError(
+                f"data.grid_tokens: {height} x {width} expected of all cases of {self.data.folder}, which have tokens "
+                f"of shape {sorted(shapes)[:4]}; correct it, or set data.bag_slices so that all have as many slices"
+            )
+        least = 2 * self.ranks.count
+        if min(len(self.cases), self.config.fit.batch) < least:
+            raise ConfigError(f"fit.batch: at least {least} images are needed, got {len(self.cases)} cases")
+
+    @torch.no_grad()
+    def embed(self, sentences: Sequence[str]) -> torch.Tensor:
+        """`texts embed` of the frozen tower."""
+        return self.text.embed(sentences)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Cases and sentences of each step."""
+        fit = self.config.fit
+        order = batch_order(self.cases, fit, np.random.default_rng([fit.seed, 0]))
+        for step, batch in enumerate(islice(order, start, stop), start=start):
+            rng = np.random.default_rng([fit.seed, 1, step])
+            yield batch, *self.pool.draw(batch, fit.sentences_per_fact, rng)
+
+    def loss(self, batch: Batch, step: int) -> tuple[torch.Tensor, Numbers] | None:
+        """`branch_loss` over all processes; None for a batch without a finding."""
+        cases, texts, statements = batch
+        if not statements:
+            return None
+        shared: Any = SharedBranch(self.branch, self.ranks, self.config.microbatch_images)
+        branch = self.branch if self.is_plain else shared
+        return branch_loss(branch, cases, self.data.grid_tokens, texts, statements, self.config.fit)
+
+    def keep(self, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tokens and sentence embeddings; facts and statements."""
+        cases, texts, statements = batch
+        tensors = {"tokens": torch.stack([case.tokens for case in cases]), "texts": texts}
+        rows = [{"group": case.group, "facts": [asdict(fact) for fact in case.facts]} for case in cases]
+        return tensors, {"cases": rows, "statements": [asdict(statement) for statement in statements]}
+
+    @torch.no_grad()
+    def views(self) -> list[GateView]:
+        """The first validation cases with a finding, asked for it; the slice with the highest gate."""
+        if self.data.val_prefix is None:
+            return []
+        shown = [case for case in self._load(self.data.val_prefix) if case.facts][: self.config.picture_cases]
+        self.branch.eval()
+        views = [self._view(case) for case in shown]
+        self.branch.train()
+        return views
+
+    def _view(self, case: Case) -> GateView:
+        fact, (height, width) = case.facts[0], self.data.grid_tokens
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            gated = self.branch(
+                case.tokens[None], self.data.grid_tokens, self.embed([f"There is {fact.concept}."]),
+                self.config.fit.valid_depth,
+            )  # fmt: skip
+        gate = gated.gate[0, 0].float().reshape(-1, height, width).numpy()
+        best = int(gate.max(axis=(1, 2)).argmax())
+        truth = None
+        if case.coverage is not None:
+            truth = case.coverage[0].float().reshape(-1, height, width).numpy()[best]
+        side = " ".join(str(part) for part in (fact.size, fact.side, fact.zone, fact.concept) if part)
+        return GateView(f"{fact.concept} (is: {side}), score {float(gated.scores[0, 0]):.2f}", truth, gate[best])
+
+    def export(self, run: Path, is_first: bool) -> Numbers:
+        """`branch.safetensors`, `branch.json`, and `metrics.json` of the validation cases."""
+        if not is_first:
+            return {}
+        with output_errors(run):
+            staged = run / "branch.tmp"
+            save_file({k: v.contiguous() for k, v in self.branch.state_dict().items()}, staged)
+            staged.replace(run / "branch.safetensors")
+        write_text(run / "branch.json", self.config.branch.model_dump_json(indent=2))
+        if self.data.val_prefix is None:
+            return {}
+        held_out, pooling = self._load(self.data.val_prefix), self.config.branch.gate.pooling
+        metrics = evaluate_cases(
+            self.branch, held_out, self.data.grid_tokens, self.embed, per_case=pooling in RELATIVE_POOLINGS
+        )
+        self.branch.train()
+        write_json(run / "metrics.json", metrics)
+        return mean_metrics(metrics)

@@ -1,0 +1,325 @@
+"""Training on image-report pairs: trunk, text tower and branch, each frozen or trained, on one process or many.
+
+pixels -> trunk -> mixer  \
+                               gate -> scores, gathered over processes -> loss of the whole batch
+sentences -> tower -> adapter, gathered  /
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import distributed, nn
+from torch.utils.data import DataLoader
+
+from radglint.alignment import align
+from radglint.case_metrics import Metrics, mean_metrics, presence_metrics
+from radglint.encoders.backbones import image_encoder, load_backbone
+from radglint.errors import ConfigError
+from radglint.gate import GatedScores
+from radglint.gather import gather_images, gather_texts
+from radglint.lora import add_lora, merged_state
+from radglint.losses import multi_positive_info_nce, sparsity_of_sums
+from radglint.model import GlintConfig, GlintModel, trunk_blocks
+from radglint.pair_batches import PairBatch, StepData, equal_pieces, load_pairs
+from radglint.recompute import again
+from radglint.regularizer import DenseFeatureRegularizer
+from radglint.report_labels import (
+    join_duplicates,
+    presence_verdicts,
+    said,
+    statements_of,
+)
+from radglint.report_pairs import Pair, load_manifest, pair_pixels, share_of_rank
+from radglint.simulation.facts import CONCEPTS
+from radglint.train_config import PairData, TrainConfig, TrunkConfig
+from radglint.train_log import GateView
+from radglint.train_state import whole
+from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
+from radglint.writing import output_errors, write_json, write_text
+
+TEXTS_AT_ONCE = 64
+MODEL_CONFIG, MODEL_WEIGHTS, MODEL_TOKENIZER = "model.json", "model.safetensors", "tokenizer.json"
+
+
+def build_model(config: TrainConfig) -> GlintModel:
+    """Pretrained trunk and text tower with a new branch; what is frozen is frozen.
+
+    Raises:
+        CheckpointError: a tower cannot be loaded.
+    """
+    assert config.trunk is not None
+    backbone = load_backbone(config.trunk.source, local_files_only=not config.trunk.allow_download)
+    text = load_text_tower(config.text)
+    kind = config.branch.preprocess.kind
+    torch.manual_seed(config.fit.seed)
+    glint = GlintConfig(
+        name=config.name, image_backbone=backbone.config.to_dict(), text_backbone=text.backbone.config.to_dict(),
+        max_text_tokens=config.text.max_text_tokens, num_trainable_blocks=config.trunk.trained_blocks,
+        train_text=config.text.trained, branches={kind: config.branch},
+    )  # fmt: skip
+    model = GlintModel(glint, text.tokenizer)
+    model.trunk, model.text = image_encoder(backbone), text
+    model.trunk.requires_grad_(config.trunk.trained_blocks == -1)
+    for block in trunk_blocks(model.trunk)[len(trunk_blocks(model.trunk)) - max(config.trunk.trained_blocks, 0) :]:
+        block.requires_grad_(True)
+    load_branch(model.branch(kind), config.init)
+    return model
+
+
+def load_trained(run: Path) -> GlintModel:
+    """The model that a run has written, in eval mode on the CPU."""
+    tokenizer = Tokenizer.from_file(str(run / MODEL_TOKENIZER))
+    model = GlintModel(GlintConfig.model_validate_json((run / MODEL_CONFIG).read_text(encoding="utf-8")), tokenizer)
+    model.load_state_dict(load_file(run / MODEL_WEIGHTS), strict=True)
+    return model.eval()
+
+
+class PairTask:
+    """See `radglint.train_towers.Task`.
+
+    Args:
+        config: with data of kind "pairs".
+        ranks: this process among all.
+
+    Raises:
+        ConfigError: too few pairs, or a batch that cannot be shared out evenly.
+        CheckpointError: a tower cannot be loaded.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
+        assert isinstance(config.data, PairData)
+        assert config.trunk is not None
+        self.config, self.data, self.ranks = config, config.data, ranks
+        self.trunk_config: TrunkConfig = config.trunk
+        self.kind = config.branch.preprocess.kind
+        self.pairs = load_pairs(self.data, self.kind)
+        self._check_batch()
+        self.model = build_model(config)
+        self.branch = self.model.branch(self.kind)
+        self._add_teacher_and_updates()
+        self.towers = [(tower, trunk_blocks(tower)) for tower in (self.model.trunk, self.model.text)]
+        self.model.to(ranks.device)
+        self.is_sharded = config.parallel == "fsdp2" and ranks.count > 1
+        if self.is_sharded:
+            self._shard()
+        self.module: nn.Module = self.model
+        self._train_mode()
+
+    def _check_batch(self) -> None:
+        size, count = min(self.config.fit.batch, len(self.pairs)), self.ranks.count
+        if size < 2 or size % count:
+            raise ConfigError(
+                f"fit.batch: {size} of {len(self.pairs)} pairs cannot be shared by {count} processes; "
+                f"choose a multiple of {count}, at least 2"
+            )
+
+    def _add_teacher_and_updates(self) -> None:
+        anchor, lora = self.trunk_config.anchor, self.trunk_config.lora
+        self.teacher = None
+        if anchor.form != "none":
+            self.teacher = copy.deepcopy(self.model.trunk).eval().requires_grad_(False).to(self.ranks.device)
+        self.regularizer = DenseFeatureRegularizer(anchor.form)
+        if lora is not None:
+            torch.manual_seed(self.config.fit.seed + 1)
+            for block in trunk_blocks(self.model.trunk):
+                add_lora(block, lora.rank, lora.alpha)
+
+    def _shard(self) -> None:
+        """FSDP2: blocks and towers are sharded; the branch, which is small, is kept whole and averaged."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.ranks.device.type, (self.ranks.count,))
+        for tower, blocks in self.towers:
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(tower, mesh=mesh)
+
+    def _train_mode(self) -> None:
+        """The trunk stays in eval mode, trained or not: no random positions or depth, so its anchor starts at zero."""
+        self.model.train()
+        self.model.trunk.eval()
+        if not self.config.text.trained:
+            self.model.text.eval()
+
+    def batches(self, start: int, stop: int) -> Iterator[PairBatch]:
+        """Images and sentences of each step, read ahead by the workers."""
+        data, workers = StepData(self.pairs, self.config, self.ranks), self.data.workers
+        return iter(DataLoader(data, batch_size=None, sampler=range(start, stop), num_workers=workers,
+                               multiprocessing_context="spawn" if workers else None))  # fmt: skip
+
+    def loss(self, batch: PairBatch, step: int) -> tuple[torch.Tensor, Numbers] | None:
+        """The contrastive loss of the whole batch, the gate's sparsity and the trunk's anchor."""
+        sentences, fit = batch.sentences, self.config.fit
+        if self.data.duplicate_cosine is not None and sentences.statements:
+            sentences = join_duplicates(sentences, self._embed_frozen, self.data.duplicate_cosine)
+        if not bool(sentences.positives.any()):
+            return None
+        scores, mass, squares, anchor = self._scores(batch.pixels, self._texts(sentences.texts))
+        positives, negatives = sentences.positives.to(scores.device), sentences.negatives.to(scores.device)
+        align_loss = multi_positive_info_nce(scores, positives, self.branch.logit_scale.exp(), negatives=negatives)
+        kept, placed = ~negatives if fit.sparsity == "negatives" else positives, sentences.placed.to(scores.device)
+        sums = (mass[placed], squares[placed], 1, kept[placed])
+        sparsity = sparsity_of_sums(*sums, fit.sparsity, fit.sparsity_budget)
+        weight = self._anchor_weight(step)
+        numbers = {"align": align_loss, "sparsity": sparsity, "anchor": gather_sum(anchor), "anchor_weight": weight}
+        numbers |= {"mass_pos": mass[positives].mean(), "scale": self.branch.logit_scale.exp()}
+        numbers |= {"mass_neg": mass[negatives].mean()} if bool(negatives.any()) else {}
+        total = align_loss + fit.sparsity_weight * sparsity + weight * self.ranks.count * anchor
+        return total, {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
+
+    def _anchor_weight(self, step: int) -> float:
+        anchor, done = self.trunk_config.anchor, step / max(self.config.fit.steps - 1, 1)
+        return anchor.end_weight + (anchor.start_weight - anchor.end_weight) * 0.5 * (1 + math.cos(math.pi * done))
+
+    @torch.no_grad()
+    def _embed_frozen(self, texts: Sequence[str]) -> torch.Tensor:
+        """All texts on every process; with a sharded tower all of them ask for the same texts."""
+        return self.model.text.embed(texts)
+
+    def _texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """`texts embed` after the adapter; each process encodes as many as every other, the last repeated."""
+        missing = -len(texts) % self.ranks.count
+        ids = share_of_rank([*range(len(texts)), *[len(texts) - 1] * missing], self.ranks.rank, self.ranks.count)
+        own = [texts[k] for k in ids]
+        pieces = [own[start : start + TEXTS_AT_ONCE] for start in range(0, len(own), TEXTS_AT_ONCE)]
+        if not self.config.text.trained:
+            with torch.no_grad():
+                embedded = [self.model.text.embed(piece) for piece in pieces]
+        else:
+            embedded = again(self.model.text.embed, pieces) if len(pieces) > 1 else [self.model.text.embed(own)]
+        rows, _ = gather_texts(torch.cat(embedded), torch.tensor(ids, device=self.ranks.device))
+        return self.branch.text_adapter(rows)
+
+    def _scores(self, pixels: Sequence[torch.Tensor], texts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Scores, gate mass and squares per token, `texts all_images`; this process's share of the anchor's mean."""
+        pieces = equal_pieces(
+            [tuple(image.shape) for image in pixels], self.config.microbatch_images, self.ranks, self.is_sharded
+        )
+        stacks = [torch.stack([pixels[k] for k in piece]).to(self.ranks.device) for piece in pieces]
+        encoded = [self._encode(stacks[0])] if len(stacks) == 1 else self._encode_again(stacks)
+        sums, anchors = [], []
+        for tokens, anchor in encoded:
+            aligned = align(self.branch.gate, tokens, texts)
+            share = (aligned.gate_mass / aligned.num_tokens, aligned.gate_squares / aligned.num_tokens)
+            sums.append(torch.stack([aligned.scores, *share]))
+            anchors.append(anchor * len(tokens))
+        order = torch.tensor([k for piece in pieces for k in piece], device=texts.device).argsort()
+        local = torch.cat(sums, dim=2)[:, :, order]
+        total = len(pixels) * self.ranks.count
+        return *map(gather_images, local.unbind()), torch.stack(anchors).sum() / total
+
+    def _encode_again(self, stacks: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Piece by piece, keeping tokens and no graph; a frozen trunk is not run twice."""
+        if self.trunk_config.is_trained:
+            return again(self._encode, stacks)
+        features = [self._frozen_features(stack) for stack in stacks]
+        grids = {tuple(tokens.shape): grid for tokens, grid in features}
+        mixed = again(lambda tokens: self.branch.mixer(tokens, grids[tuple(tokens.shape)]), [t for t, _ in features])
+        return [(tokens, tokens.new_zeros(())) for tokens in mixed]
+
+    @torch.no_grad()
+    def _frozen_features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
+        features = self.model.trunk_features(pixels)
+        return features.tokens, features.grid
+
+    def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixed tokens of some images of one size, and the anchor's mean over them."""
+        if not self.trunk_config.is_trained:
+            tokens, grid = self._frozen_features(pixels)
+            return self.branch.mixer(tokens, grid), pixels.new_zeros(())
+        features = self.model.trunk_features(pixels, self.trunk_config.anchor.blocks)
+        mixed = self.branch.mixer(features.tokens, features.grid)
+        if self.teacher is None:
+            return mixed, pixels.new_zeros(())
+        return mixed, self.regularizer(features.layers, self._teacher_layers(pixels))
+
+    @torch.no_grad()
+    def _teacher_layers(self, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
+        student, self.model.trunk = self.model.trunk, self.teacher  # the same path from pixels to layers
+        try:
+            return self.model.trunk_features(pixels, self.trunk_config.anchor.blocks).layers
+        finally:
+            self.model.trunk = student
+
+    def keep(self, batch: PairBatch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """This process's pixels, and the labels; ids and sentences."""
+        sentences = batch.sentences
+        tensors = {f"pixels.{k}": image for k, image in enumerate(batch.pixels)}
+        tensors |= {"positives": sentences.positives, "negatives": sentences.negatives}
+        return tensors, {"ids": list(batch.ids), "texts": sentences.texts}
+
+    @torch.no_grad()
+    def views(self) -> list[GateView]:
+        """The first validation images whose report states a finding, asked with that sentence."""
+        if self.data.val_manifest is None:
+            return []
+        self.model.eval()
+        views = [self._view(pair, text) for pair, text in self._asked(load_manifest(self.data.val_manifest, self.kind))]
+        self._train_mode()
+        return views
+
+    def _asked(self, pairs: Sequence[Pair]) -> list[tuple[Pair, str]]:
+        first = [(pair, [s.text for s in statements_of(pair.report) if said(s) == "present"]) for pair in pairs]
+        return [(pair, texts[0]) for pair, texts in first if texts][: self.config.picture_cases]
+
+    def _view(self, pair: Pair, text: str) -> GateView:
+        pixels, gated, grid = self._gated(pair, self.model.text.embed([text]))
+        gate = gated.gate[0, 0].float().reshape(-1, *grid).cpu().numpy()
+        best = int(gate.max(axis=(1, 2)).argmax())
+        return GateView(f"{pair.id}: {text} score {float(gated.scores[0, 0]):.2f}", pixels[best].numpy(), gate[best])
+
+    def export(self, run: Path, is_first: bool) -> Numbers:
+        """Weights, model.json and tokenizer.json for `load_trained`; `branch.safetensors` for `init`."""
+        lora = self.trunk_config.lora
+        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
+        branch = {name: whole(tensor) for name, tensor in self.branch.state_dict().items()}
+        metrics = self._measure()
+        if not is_first:
+            return {}
+        state = merged_state(state, lora.alpha / lora.rank) if lora is not None else state
+        with output_errors(run):
+            for name, tensors in ((MODEL_WEIGHTS, state), ("branch.safetensors", branch)):
+                save_file(tensors, run / "weights.tmp")
+                (run / "weights.tmp").replace(run / name)
+        write_text(run / MODEL_CONFIG, self.model.config.model_dump_json(indent=2))
+        write_text(run / MODEL_TOKENIZER, self.model.text.tokenizer.to_str())
+        write_json(run / "metrics.json", metrics)
+        return mean_metrics(metrics)
+
+    @torch.no_grad()
+    def _measure(self) -> Metrics:
+        """AUROC of "There is a ..." for each finding of the validation reports; nothing without such reports."""
+        if self.data.val_manifest is None:
+            return {}
+        self.model.eval()
+        pairs = load_manifest(self.data.val_manifest, self.kind)
+        texts = self.model.text.embed([f"There is {concept}." for concept in CONCEPTS])
+        scores = torch.cat([self._gated(pair, texts)[1].scores for pair in pairs], dim=1).float().cpu().numpy()
+        verdicts = [np.array(presence_verdicts(concept, [pair.report for pair in pairs])) for concept in CONCEPTS]
+        self._train_mode()
+        rows = zip(CONCEPTS, verdicts, scores, strict=True)
+        return {concept: row for concept, verdict, score in rows if (row := presence_metrics(verdict, score))}
+
+    def _gated(self, pair: Pair, texts: torch.Tensor) -> tuple[torch.Tensor, GatedScores, tuple[int, ...]]:
+        """Pixels, scores and token grid of one image."""
+        pixels = pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
+        features = self.model.trunk_features(pixels[None].to(self.ranks.device))
+        return pixels, self.branch(features.tokens, features.grid, texts), features.grid
+
+
+def gather_sum(value: torch.Tensor) -> torch.Tensor:
+    """Sum over the processes, without gradient."""
+    total = value.detach().clone()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+    return total

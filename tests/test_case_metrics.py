@@ -1,0 +1,60 @@
+"""Measures on cached cases, against scikit-learn and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from radglint.case_metrics import auroc, concept_metrics, mean_metrics, metrics_table, presence_metrics
+from radglint.cases import Case
+from radglint.simulation.facts import Fact
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40))
+def test_auroc_is_that_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
+    scores, positive = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
+    if positive.all() or not positive.any():
+        return
+    assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def case(concept: str | None, cover: list[float] | None = None) -> Case:
+    facts = () if concept is None else (Fact(concept),)
+    return Case(torch.zeros(1, 4, 2), facts, None if cover is None else torch.tensor([cover]).half())
+
+
+def test_measures_worked_by_hand() -> None:
+    """Three effusions, one pointed at wrongly; three normal images; a mass says nothing of effusion."""
+    cases = [case("pleural effusion", [1, 1, 0, 0]), case("pleural effusion", [0, 0, 1, 1])]
+    cases += [
+        case("pleural effusion", [0, 0, 0, 1]),
+        *(case(None) for _ in range(3)),
+        case("atelectasis", [1, 0, 0, 0]),
+    ]
+    scores = np.array([0.9, 0.8, 0.3, 0.4, 0.1, 0.2, 5.0])
+    gate = np.zeros((7, 4))
+    gate[0, :2], gate[1, 2], gate[2, 0] = 0.6, 0.6, 0.6
+    got = concept_metrics("pleural effusion", cases, scores, gate)
+    assert got["n"] == 3
+    assert got["auroc"] == pytest.approx(8 / 9), "the look-alike is left out"
+    assert got["pointing"] == pytest.approx(2 / 3)
+    assert got["chance"] == pytest.approx((0.5 + 0.5 + 0.25) / 3)
+    assert got["dice"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_too_few_cases_are_not_measured() -> None:
+    scores = np.arange(5.0)
+    assert presence_metrics(np.array(["holds"] * 2 + ["fails"] * 3), scores) == {}
+    assert presence_metrics(np.array(["holds"] * 3 + ["unknown"] * 2), scores) == {}
+
+
+def test_means_are_over_the_concepts_that_have_the_measure() -> None:
+    metrics = {"mass": {"n": 3, "auroc": 0.5}, "nodule": {"n": 3, "auroc": 0.7, "pointing": 0.4, "dice": 0.2}}
+    assert mean_metrics(metrics) == pytest.approx({"auroc": 0.6, "pointing": 0.4, "dice": 0.2})
+    lines = metrics_table(metrics).splitlines()
+    assert lines[0].split() == ["mass", "n", "3", "auroc", "0.500"]
+    assert lines[2].split() == ["mean", "auroc", "0.600"]

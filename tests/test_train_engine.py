@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from radglint.train_optimizer import average_gradients, clip_gradients
 from radglint.train_pairs import PairTask, load_trained
 from radglint.train_state import checkpoints, whole
 from radglint.train_towers import Ranks
-from train_runs import COMMAND, flat, tiny_run, write_toml
+from train_runs import flat, tiny_run, write_toml
 
 pytest.importorskip("accelerate", reason="the extra radglint[train] is not installed")
 
@@ -126,29 +126,49 @@ def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(config.out / "branch.safetensors")
 
 
+KILLED = """
+import os, signal, sys
+from radglint import cli, train_engine, train_state
+
+def kill_when(module, name, is_time):
+    original = getattr(module, name)
+    def function(*args):
+        if is_time(*args):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+    setattr(module, name, function)
+
+if sys.argv[1] == "in a step":
+    kill_when(train_engine.Trainer, "train_step", lambda self, step, batch: step == 17)
+else:
+    kill_when(train_state, "write_json", lambda path, document: document.get("step") == 18)
+cli.main(["train", sys.argv[2]])
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_run_resumed_has_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    """SIGKILL while it trains; dropout, channel shifts and moving average included, bit by bit."""
-    changes = {"fit__steps": 120, "checkpoint_every_steps": 3, "log_every_steps": 1, "branch__mixer__dropout": 0.3}
+@pytest.mark.parametrize("when", ["in a step", "while a checkpoint is written"])
+def test_a_killed_run_resumed_has_the_weights_of_one_that_was_not(tmp_path: Path, when: str) -> None:
+    """SIGKILL; dropout, channel shifts and moving average included, bit by bit."""
+    changes = {"fit__steps": 24, "checkpoint_every_steps": 3, "log_every_steps": 1, "branch__mixer__dropout": 0.3}
     changes |= {"fit__token_shift": 0.2, "ema_decay": 0.9, "data__val_prefix": None}
     config = tiny_run(tmp_path, "cxr_nano", **changes)
     straight = config.model_copy(update={"out": tmp_path / "straight"})
     train(straight)
-    process = subprocess.Popen([*COMMAND, str(write_toml(config, tmp_path / "run.toml"))], stderr=subprocess.DEVNULL)
-    while not checkpoints(config.out) and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert checkpoints(config.out), "it was to be killed after its first checkpoint"
-    assert not (config.out / "branch.safetensors").exists(), "it was to be killed before its end"
+    killed = subprocess.run([sys.executable, "-c", KILLED, when, str(write_toml(config, tmp_path / "run.toml"))])
+    assert killed.returncode == -signal.SIGKILL
+    assert checkpoints(config.out)[-1].name == "step_00000015"
+    half = list(config.out.glob("checkpoints/.radglint-*"))
+    assert bool(half) == (when == "while a checkpoint is written")
     train(config, resume=True)
+    assert not list(config.out.glob("checkpoints/.radglint-*"))
     got, wanted = weights(config), weights(straight)
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
-    steps = [row["step"] for row in read_log(config.out)]
-    assert steps == list(range(120)), "each step is logged once"
-    same = [{k: row[k] for k in ("loss", "gradient_norm", "mass_pos")} for row in read_log(straight.out)]
-    assert [{k: row[k] for k in ("loss", "gradient_norm", "mass_pos")} for row in read_log(config.out)] == same
+    numbers = ("step", "loss", "gradient_norm", "mass_pos")
+    rows = [[row[key] for key in numbers] for row in read_log(config.out)]
+    assert [row[0] for row in rows] == list(range(24)), "each step is logged once"
+    assert rows == [[row[key] for key in numbers] for row in read_log(straight.out)]
 
 
 def interrupted(config: TrainConfig, after: int) -> None:

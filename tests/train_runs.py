@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from radglint.train_config import TrainConfig, load_config
 from radglint.train_smoke import smoke_config
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-COMMAND = [sys.executable, "-c", "from radglint.cli import entry; entry()", "train"]
 
 
 def tiny_run(folder: Path, recipe: str = "cxr_base", **changes: Any) -> TrainConfig:

@@ -164,7 +164,7 @@ def calibrate(
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(
         presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels,
-        in_lungs=IN_LUNGS if branch.lung_field is not None else frozenset(),
+        in_lungs=tuple(sorted(IN_LUNGS)) if branch.lung_field is not None else (),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from radglint.simulation.ct_base import base_from_image
 from radglint.simulation.ct_real import read_lesions
 from radglint.simulation.ct_scene import Lesion
 
-NUM_TRAIN, NUM_VAL, NUM_SLICES = 1686, 150, 3  # bodies; each is painted twice. The middle slice of three is the bag
+NUM_TRAIN, NUM_VAL, NUM_SLICES = 2300, 150, 3  # bodies; each is painted twice. The middle slice of three is the bag
 SEED = 20261122
 LESIONS_FROM, OFF_LUNGS_SHARE = 1200, 0.15  # bodies from here on show real nodules too, and also neck and abdomen
 TEST_PATIENTS = frozenset({"LIDC-IDRI-0001", "LIDC-IDRI-0314"})

@@ -136,7 +136,7 @@ def test_what_lies_in_the_lungs_only_is_marked_down_outside_them(checkpoint: Che
     branch.lung_field = torch.nn.Linear(branch.mixer.norm.normalized_shape[0], 1)
     model.load_state_dict(checkpoint.model.state_dict(), strict=False)
     entries = calibration().modalities
-    entries["CXR"] = entries["CXR"].model_copy(update={"in_lungs": frozenset({"nodule"})})
+    entries["CXR"] = entries["CXR"].model_copy(update={"in_lungs": ("nodule",)})
     told = calibration().model_copy(update={"modalities": entries})
     with_field = build(replace(checkpoint, model=model, calibration=told))
     encoded = with_field.encode_image(IMAGES["CXR"])

@@ -70,7 +70,7 @@ class ModalityCalibration(_Strict):
     presence_default: LogisticMap
     pixel: LogisticMap
     pixel_by_concept: dict[str, LogisticMap] = {}
-    in_lungs: frozenset[str] = frozenset()
+    in_lungs: tuple[str, ...] = ()
 
 
 class Calibration(_Strict):

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return _complain("radglint: interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left; that is its right
+    except BrokenPipeError:  # the reader of our output has left
         _drop_stdout()
         return 0
     except InputError as error:
@@ -396,6 +396,5 @@ def _drop_stdout() -> None:
         target = sys.stdout.fileno()
     except (OSError, ValueError):  # not a real stream
         return
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, target)
-    os.close(devnull)
+    with open(os.devnull, "wb") as devnull:
+        os.dup2(devnull.fileno(), target)

@@ -122,6 +122,29 @@ def test_two_processes_have_the_gradients_of_one(two_processes: Path, name: str)
         assert_same(got, wanted, 2e-2 if name == "cached" else 1e-4)  # cached tokens are trained in bfloat16
 
 
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_does(tmp_path: Path) -> None:
+    """The command itself, sharded, with pictures and checkpoints on the way; one log."""
+    changes = {"fit__steps": 3, "log_every_steps": 1, "parallel": "fsdp2", "picture_every_steps": 3}
+    config = tiny_run(tmp_path, **changes, checkpoint_every_steps=2)
+    one = config.model_copy(update={"out": tmp_path / "one"})
+    train(one)
+    radglint = [sys.executable, "-c", "from radglint.cli import entry; entry()", "train"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, *radglint, str(write_toml(config, tmp_path / "run.toml"))], capture_output=True, text=True,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("trained cxr_base")
+    assert done.stdout.count("\n") == 1
+    got, wanted = ([row["loss"] for row in read_log(run)] for run in (config.out, one.out))
+    assert got == pytest.approx(wanted, rel=2e-3)
+    assert [path.name for path in (config.out / "gates").iterdir()] == ["step_00000003.png"]
+    assert [path.name for path in checkpoints(config.out)] == ["step_00000002", "step_00000003"]
+    assert load_trained(config.out).config == load_trained(one.out).config
+
+
 def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(config.out / "branch.safetensors")
 

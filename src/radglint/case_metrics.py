@@ -48,7 +48,9 @@ def concept_metrics(concept: str, cases: Sequence[Case], scores: np.ndarray, gat
     numbers, positive = presence_metrics(verdicts, scores), verdicts == "holds"
     if not numbers:
         return {}
-    return numbers | _place_metrics(concept, [cases[k] for k in np.flatnonzero(positive)], gate[positive])
+    return numbers | _place_metrics(
+        concept, [case for case, there in zip(cases, positive, strict=True) if there], gate[positive]
+    )
 
 
 def presence_metrics(verdicts: np.ndarray, scores: np.ndarray) -> dict[str, float]:

@@ -13,7 +13,7 @@ import glob
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,14 @@ def pairs_of_step(count: int, batch: int, seed: int, step: int) -> np.ndarray:
     return order[place * size : (place + 1) * size]
 
 
-def share_of_rank(items: Sequence[Any] | np.ndarray, rank: int, num_ranks: int) -> Any:
-    """A rank's run of consecutive items; the first ranks have one more where they do not divide evenly."""
+def share_of_rank(items: Any, rank: int, num_ranks: int) -> Any:
+    """A rank's run of consecutive items; the first ranks have one more where they do not divide evenly.
+
+    Args:
+        items: a sequence, or a tensor (its rows).
+        rank: from 0.
+        num_ranks: how many share.
+    """
     least, more = divmod(len(items), num_ranks)
     start = rank * least + min(rank, more)
     return items[start : start + least + (rank < more)]

@@ -82,8 +82,9 @@ def _ranks(config: TrainConfig) -> Ranks:
         from accelerate import PartialState  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("radglint train needs accelerate: pip install 'radglint[train]'") from error
-    state = PartialState(cpu=config.device == "cpu" or isinstance(config.data, CachedData))
-    return Ranks(state.process_index, state.num_processes, torch.device(state.device))
+    on_cpu = config.device == "cpu" or isinstance(config.data, CachedData) or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)  # without being told, it would count one process on a machine without a GPU
+    return Ranks(state.process_index, state.num_processes, torch.device(str(state.device)))
 
 
 class Trainer:

@@ -106,7 +106,8 @@ class PairTask:
         self.model = build_model(config)
         self.branch = self.model.branch(self.kind)
         self._add_teacher_and_updates()
-        self.towers = [(tower, trunk_blocks(tower)) for tower in (self.model.trunk, self.model.text)]
+        towers: list[nn.Module] = [self.model.trunk, self.model.text]
+        self.towers: Sequence[tuple[nn.Module, Sequence[nn.Module]]] = [(t, trunk_blocks(t)) for t in towers]
         self.model.to(ranks.device)
         self.is_sharded = config.parallel == "fsdp2" and ranks.count > 1
         if self.is_sharded:
@@ -186,7 +187,7 @@ class PairTask:
         """All texts on every process; with a sharded tower all of them ask for the same texts."""
         return self.model.text.embed(texts)
 
-    def _texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def _texts(self, texts: list[str]) -> torch.Tensor:
         """`texts embed` after the adapter; each process encodes as many as every other, the last repeated."""
         missing = -len(texts) % self.ranks.count
         ids = share_of_rank([*range(len(texts)), *[len(texts) - 1] * missing], self.ranks.rank, self.ranks.count)
@@ -245,6 +246,7 @@ class PairTask:
 
     @torch.no_grad()
     def _teacher_layers(self, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
+        assert self.teacher is not None
         student, self.model.trunk = self.model.trunk, self.teacher  # the same path from pixels to layers
         try:
             return self.model.trunk_features(pixels, self.trunk_config.anchor.blocks).layers

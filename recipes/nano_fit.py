@@ -1,8 +1,8 @@
 """Step 2 of `nano`: train one branch on cached tokens, and measure it on held-out patients.
 
 Command: python recipes/nano_fit.py CXR runs/cxr runs/text runs/fit1 --steps 1150
-         python recipes/nano_fit.py CXR runs/cxr runs/text runs/fit_cxr --steps 220 --init runs/fit1/branch.safetensors \
-             --patch-dropout 0 --learning-rate 4e-4
+         python recipes/nano_fit.py CXR runs/cxr runs/text runs/fit_cxr --steps 220 --patch-dropout 0 \
+             --learning-rate 4e-4 --init runs/fit1/branch.safetensors
          python recipes/nano_fit.py CT  runs/ct  runs/text runs/fit_ct
 Time:    about 30 and 10 minutes (CXR) and 25 (CT) on two cores.
 Expected: mean AUROC .82 and pointing .55 (CXR), .96 and .89 (CT); the shipped CT branch took three runs, see LOG.md.

@@ -203,7 +203,7 @@ def test_earlier_blocks_stand_beside_the_last_one(image: str) -> None:
     assert features.tokens.shape == (2, 3, rows * columns, 2 * width)
     last, inner = features.tokens.split(width, dim=-1)
     assert torch.equal(last, model.trunk_features(pixels).tokens)
-    assert (inner - last).abs().max() > 0.1
+    assert (inner - last).abs().max() > 1e-3
     torch.testing.assert_close(inner.var(-1, unbiased=False), torch.ones(inner.shape[:-1]), rtol=1e-2, atol=1e-2)
     assert model(pixels, SENTENCES, modality).gated.scores.shape == (3, 2)
 

@@ -178,7 +178,8 @@ def test_a_killed_run_resumed_has_the_weights_of_one_that_was_not(tmp_path: Path
     config = tiny_run(tmp_path, "cxr_nano", **changes)
     straight = config.model_copy(update={"out": tmp_path / "straight"})
     train(straight)
-    killed = subprocess.run([sys.executable, "-c", KILLED, when, str(write_toml(config, tmp_path / "run.toml"))])
+    command = [sys.executable, "-c", KILLED, when, str(write_toml(config, tmp_path / "run.toml"))]
+    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     assert killed.returncode == -signal.SIGKILL
     assert checkpoints(config.out)[-1].name == "step_00000015"
     half = list(config.out.glob("checkpoints/.radglint-*"))

@@ -21,6 +21,7 @@ from radglint.alignment import Alignment, align
 from radglint.case_metrics import evaluate_cases, mean_metrics
 from radglint.cases import Case, crop_slices, load_cases
 from radglint.errors import ConfigError
+from radglint.gate import GatedScores
 from radglint.gather import gather_images
 from radglint.model import GlintBranch
 from radglint.recompute import in_pieces
@@ -52,12 +53,27 @@ class SharedBranch:
         """What is not defined here is the branch's own."""
         return getattr(self.branch, name)
 
+    def __call__(self, *inputs: Any) -> GatedScores:
+        """The branch with its maps, which the evidence loss reads; on one process and in one piece only.
+
+        Raises:
+            ConfigError: several processes, or a batch in pieces.
+        """
+        if self.ranks.count > 1 or self.piece_images:
+            raise ConfigError("fit.evidence_weight needs one process and no microbatch_images: set it to 0, or these")
+        return self.branch(*inputs)
+
     def align(
-        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], texts: torch.Tensor, valid: bool = False
+        self,
+        trunk_tokens: torch.Tensor,
+        grid: tuple[int, ...],
+        texts: torch.Tensor,
+        valid: bool = False,
+        kept: torch.Tensor | None = None,
     ) -> Alignment:
         """See `GlintBranch.align`; tokens of all images in, scores of all images out."""
         own = share_of_rank(trunk_tokens, self.ranks.rank, self.ranks.count)
-        mixed = torch.cat(in_pieces(lambda part: self.branch.mixer(part, grid, valid), own, self.piece_images))
+        mixed = torch.cat(in_pieces(lambda part: self.branch.mixer(part, grid, valid, kept), own, self.piece_images))
         aligned = align(self.branch.gate, mixed, self.branch.text_adapter(texts))
         sums = (aligned.scores, aligned.gate_mass, aligned.gate_squares)
         return Alignment(*map(gather_images, sums), num_tokens=aligned.num_tokens)

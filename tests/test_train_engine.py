@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 
-from radglint.errors import TrainingError
+from radglint.errors import ConfigError, TrainingError
 from radglint.train_cached import CachedTask
 from radglint.train_config import CachedData, TrainConfig
 from radglint.train_engine import Trainer, train
@@ -77,7 +77,7 @@ def test_pieces_of_a_frozen_trunk(tmp_path: Path) -> None:
 
 
 def test_pieces_of_cached_tokens(tmp_path: Path) -> None:
-    one = tiny_run(tmp_path / "a", "cxr_nano", fit__batch=8, fit__token_shift=0.2)
+    one = tiny_run(tmp_path / "a", "cxr_nano", fit__batch=8, fit__token_shift=0.2, fit__evidence_weight=0.0)
     assert_same(gradients(one.model_copy(update={"microbatch_images": 3}), Ranks()), gradients(one, Ranks()), 2e-2)
 
 
@@ -85,7 +85,7 @@ TWO_PROCESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "data parallel": ("cxr_base", PAIRS | {"parallel": "data"}),
     "fsdp2 in pieces": ("cxr_base", PAIRS | {"parallel": "fsdp2", "microbatch_images": 2}),
     "fsdp2 with lora": ("ct_base", PAIRS | {"parallel": "fsdp2"}),
-    "cached": ("cxr_nano", {"fit__batch": 7}),
+    "cached": ("cxr_nano", {"fit__batch": 7, "fit__evidence_weight": 0.0}),
 }
 
 
@@ -298,3 +298,22 @@ def test_the_anchor_is_zero_at_first_and_holds_the_trunk(tmp_path: Path) -> None
     anchors = [row["anchor"] for row in read_log(config.out)]
     assert anchors[0] == 0.0
     assert anchors[1] > 0
+
+
+def test_the_evidence_loss_refuses_pieces_by_name(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "cxr_nano", fit__evidence_weight=0.5, microbatch_images=2, data__val_prefix=None)
+    with pytest.raises(ConfigError, match=r"fit\.evidence_weight needs one process"):
+        train(config)
+
+
+def test_cached_tokens_of_blocks_that_are_not_named_are_refused(tmp_path: Path) -> None:
+    """Tokens that do not divide into the blocks of branch.trunk_layers were cached with others."""
+    with pytest.raises(ConfigError, match=r"branch\.trunk_layers does not divide"):
+        train(tiny_run(tmp_path, "cxr_nano", branch__trunk_layers=[2, 4, 6, 8], data__val_prefix=None))
+
+
+def test_pairs_read_the_earlier_blocks_that_the_branch_names(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "cxr_base", branch__trunk_layers=[1], fit__steps=1, data__val_manifest=None)
+    train(config)
+    model = load_trained(config.out)
+    assert model.branch("CXR").mixer.enter.in_features == 2 * model.trunk.embed_dim

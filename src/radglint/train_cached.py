@@ -100,10 +100,20 @@ class CachedTask:
         self.text = load_text_tower(config.text)
         self.pool = SentencePool(self.cases, self.embed, VARIANTS, config.fit.seed)
         torch.manual_seed(config.fit.seed)
-        self.branch = GlintBranch(self.cases[0].tokens.shape[-1], self.text.embed_dim, config.branch)
+        self.branch = GlintBranch(self._trunk_dim(), self.text.embed_dim, config.branch)
         load_branch(self.branch, config.init)
         self.module: nn.Module = self.branch.train()
         self.is_plain = ranks.count == 1 and config.microbatch_images is None
+
+    def _trunk_dim(self) -> int:
+        """Width of one trunk block: cached tokens hold the last one and the branch's `trunk_layers` side by side."""
+        width, blocks = self.cases[0].tokens.shape[-1], 1 + len(self.config.branch.trunk_layers)
+        if width % blocks:
+            raise ConfigError(
+                f"{self.data.folder}: tokens are {width} wide, which branch.trunk_layers does not divide into {blocks} "
+                "blocks; name the blocks that were cached"
+            )
+        return width // blocks
 
     def _load(self, prefix: str) -> list[Case]:
         cases, size, beside = load_cases(self.data.folder, prefix), self.data.bag_slices, self.data.context_slices

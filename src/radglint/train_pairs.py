@@ -230,7 +230,7 @@ class PairTask:
 
     @torch.no_grad()
     def _frozen_features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-        features = self.model.trunk_features(pixels)
+        features = self.model.branch_features(pixels, self.kind)
         return features.tokens, features.grid
 
     def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,7 +238,7 @@ class PairTask:
         if not self.trunk_config.is_trained:
             tokens, grid = self._frozen_features(pixels)
             return self.branch.mixer(tokens, grid), pixels.new_zeros(())
-        features = self.model.trunk_features(pixels, self.trunk_config.anchor.blocks)
+        features = self.model.branch_features(pixels, self.kind, self.trunk_config.anchor.blocks)
         mixed = self.branch.mixer(features.tokens, features.grid)
         if self.teacher is None:
             return mixed, pixels.new_zeros(())
@@ -315,7 +315,7 @@ class PairTask:
     def _gated(self, pair: Pair, texts: torch.Tensor) -> tuple[torch.Tensor, GatedScores, tuple[int, ...]]:
         """Pixels, scores and token grid of one image."""
         pixels = pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
-        features = self.model.trunk_features(pixels[None].to(self.ranks.device))
+        features = self.model.branch_features(pixels[None].to(self.ranks.device), self.kind)
         return pixels, self.branch(features.tokens, features.grid, texts), features.grid
 
 

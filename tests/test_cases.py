@@ -27,14 +27,14 @@ def some(count: int, seed: int = 0) -> list[Case]:
             facts=facts[: k % 4],
             coverage=torch.rand(k % 4, 6 * (1 + k), generator=generator).half() if k % 2 else None,
             group=f"patient-{seed}-{k}",
-            real=k == 1,
+            unsaid=("nodule", "mass")[:k],
         )
         for k in range(count)
     ]
 
 
 def assert_equal(got: list[Case], wanted: list[Case]) -> None:
-    assert [(c.facts, c.group, c.real) for c in got] == [(c.facts, c.group, c.real) for c in wanted]
+    assert [(c.facts, c.group, c.unsaid) for c in got] == [(c.facts, c.group, c.unsaid) for c in wanted]
     for a, b in zip(got, wanted, strict=True):
         assert a.tokens.dtype == torch.bfloat16
         assert torch.equal(a.tokens, b.tokens)

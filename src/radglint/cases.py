@@ -25,21 +25,21 @@ class Case:
         coverage: `facts (depth * patches)`, float16, share of each token inside the finding, or None if unknown; of
             the bag's slices only, where `tokens` has slices beside the bag (`crop_slices`).
         group: patient or body, for splits and for batches of one body with different findings.
-        real: True for a real, not simulated, finding.
+        unsaid: concepts that its report may be silent on: where no fact names one, it is neither there nor absent.
     """
 
     tokens: torch.Tensor
     facts: tuple[Fact, ...]
     coverage: torch.Tensor | None = None
     group: str = ""
-    real: bool = False
+    unsaid: tuple[str, ...] = ()
 
 
 def save_cases(path: Path, cases: Sequence[Case]) -> None:
     """Write a shard `<path>.safetensors` and `<path>.json`; what fails leaves no half shard that could be read."""
     tensors = {f"{k}.tokens": case.tokens.contiguous() for k, case in enumerate(cases)}
     tensors |= {f"{k}.coverage": c.coverage.contiguous() for k, c in enumerate(cases) if c.coverage is not None}
-    rows = [{"facts": [asdict(f) for f in c.facts], "group": c.group, "real": c.real} for c in cases]
+    rows = [{"facts": [asdict(f) for f in c.facts], "group": c.group, "unsaid": c.unsaid} for c in cases]
     path.parent.mkdir(parents=True, exist_ok=True)
     index, staged = path.with_suffix(".json"), [path.with_suffix(s) for s in (".safetensors.tmp", ".json.tmp")]
     try:
@@ -67,7 +67,9 @@ def load_cases(folder: Path, prefix: str) -> list[Case]:
         tensors = load_file(shard.with_suffix(".safetensors"))
         for k, row in enumerate(json.loads(shard.read_text())):
             facts = tuple(Fact(**fact) for fact in row["facts"])
-            cases.append(Case(tensors[f"{k}.tokens"], facts, tensors.get(f"{k}.coverage"), row["group"], row["real"]))
+            cases.append(
+                Case(tensors[f"{k}.tokens"], facts, tensors.get(f"{k}.coverage"), row["group"], tuple(row["unsaid"]))
+            )
     return cases
 
 
@@ -103,5 +105,5 @@ def crop_slices(
         kept = [k for k, amount in enumerate(inside) if amount >= least_tokens]
         cover = share[kept][:, part].flatten(1).half() if share is not None and kept else None
         tokens = case.tokens[start - context_slices : start + num_slices + context_slices]
-        pieces.append(Case(tokens, tuple(case.facts[k] for k in kept), cover, case.group, case.real))
+        pieces.append(Case(tokens, tuple(case.facts[k] for k in kept), cover, case.group, case.unsaid))
     return pieces

@@ -22,7 +22,8 @@ from radglint.alignment import Alignment
 from radglint.cases import Case
 from radglint.losses import SparsityKind, evidence_loss, multi_positive_info_nce, sparsity_of_sums
 from radglint.model import GlintBranch
-from radglint.simulation.entailment import holds_for, spoken
+from radglint.pipeline import trunk_dtype
+from radglint.simulation.entailment import Verdict, holds_for, spoken
 from radglint.simulation.sentences import Fact, write
 
 NOT_IN_LABELS = frozenset(
@@ -90,16 +91,25 @@ class SentencePool:
         return self.embeddings[list(chosen)], list(chosen.values())
 
 
+def native_autocast() -> torch.autocast:
+    """Matrix products in bfloat16 where the processor has them, else in float32: emulated, they are 6 times slower."""
+    dtype = trunk_dtype(torch.device("cpu"))
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def verdict(statement: Fact, case: Case) -> Verdict:
+    """Whether a statement holds for a case; of what its report may be silent on, only what it names is known."""
+    found = holds_for(statement, case.facts)
+    return "unknown" if found == "fails" and statement.concept in case.unsaid else found
+
+
 def label_pairs(statements: Sequence[Fact], cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
     """Which sentence holds for which image.
 
     Returns:
         positives and negatives, both `texts batch` bool; a pair in neither is undecided and stays out of the loss.
     """
-    verdicts = [
-        ["unknown" if case.real and s.concept in NOT_IN_LABELS else holds_for(s, case.facts) for case in cases]
-        for s in statements
-    ]
+    verdicts = [[verdict(statement, case) for case in cases] for statement in statements]
     positives = torch.tensor([[v == "holds" for v in row] for row in verdicts])
     return positives, torch.tensor([[v == "fails" for v in row] for row in verdicts])
 
@@ -170,7 +180,7 @@ def branch_loss(
     tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
     positives, negatives = label_pairs(statements, cases)
     kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with native_autocast():
         if config.evidence_weight:
             gated = branch(tokens, grid, texts, config.valid_depth, kept_patches)
             aligned = Alignment(gated.scores, gated.gate.sum(-1), gated.gate.square().sum(-1), gated.gate.shape[-1])
@@ -270,7 +280,7 @@ def score_cases(
     scores, logits = [], []
     for start in range(0, len(cases), chunk):
         tokens = torch.stack([case.tokens for case in cases[start : start + chunk]])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast():
             gated = branch(tokens, grid, texts, valid_depth)
         scores.append(gated.scores.float())
         logits.append(gated.map_logits.half())

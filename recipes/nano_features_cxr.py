@@ -8,8 +8,7 @@ Writes:  lungs.safetensors (tokens of painted radiographs and where their lungs 
          train_*, val_* (simulated, other patients) and real_train_*, real_test_* (real labels, split by patient).
 
 Bases are normal radiographs, and diseased ones with what is known of them as facts: two images of one body differ in
-what is painted alone, so the disease that nobody named is no clue, and the model learns to tell a finding from sick lungs
-as well as from healthy ones.
+what is painted alone, so that disease nobody named is no clue, and a finding is told from sick lungs too.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from radglint.gather import gather_images
 from radglint.model import GlintBranch
 from radglint.recompute import in_pieces
 from radglint.report_pairs import share_of_rank
-from radglint.train import SentencePool, batch_order, branch_loss
+from radglint.train import SentencePool, batch_order, branch_loss, native_autocast
 from radglint.train_config import CachedData, TrainConfig
 from radglint.train_log import GateView
 from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
@@ -179,7 +179,7 @@ class CachedTask:
 
     def _view(self, case: Case) -> GateView:
         fact, (height, width) = case.facts[0], self.data.grid_tokens
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with native_autocast():
             gated = self.branch(
                 case.tokens[None], self.data.grid_tokens, self.embed([f"There is {fact.concept}."]),
                 self.config.fit.valid_depth,

@@ -123,6 +123,8 @@ class TokenMixer(nn.Module):
             `batch (depth * patches) width`.
         """
         batch = tokens.shape[0]
+        if not torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(self.enter.weight.dtype)  # cached tokens are bfloat16
         code = position_code(grid[-2], grid[-1], self.NUM_FREQUENCIES, tokens.device)
         if kept is not None:
             tokens, code = tokens[:, :, kept], code[kept]

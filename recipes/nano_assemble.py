@@ -21,17 +21,17 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from nano_features_cxr import fold
-from nano_fit import BRANCHES, GRIDS, bags, text_tower
+from nano_fit import BRANCHES, GRIDS, IN_LUNGS, bags, text_tower
 from radglint.cases import Case, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.text import TextEncoder
 from radglint.model import GlintBranch, GlintConfig, GlintModel
+from radglint.place import Place
 from radglint.quantize import quantize_in_place
 from radglint.scope import OUTSIDE
-from radglint.simulation.entailment import holds_for
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
-from radglint.train import NOT_IN_LABELS, score_cases
+from radglint.train import score_cases, verdict
 
 PRIOR = 0.5  # who asks for a finding has a reason to: as likely there as not, so that both errors weigh the same
 # A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
@@ -42,10 +42,6 @@ CALIBRATION_FOLDS = (0, 1)  # of the held-out patients with real labels; the res
 MIN_SLOPE = 1.0
 MIN_POSITIVES = 8  # a concept with fewer held-out cases is not offered
 SCOPE_THRESHOLD = 0.5
-IN_LUNGS = frozenset({
-    "nodule", "mass", "calcified nodule", "consolidation", "ground-glass opacity", "pleural effusion", "pneumothorax",
-    "atelectasis", "interstitial pattern", "emphysema",
-})  # fmt: skip
 MORE_PROMPTS = {
     "mass": ("cancer", "adenocarcinoma", "carcinoma", "malignancy", "metastasis"),
     "consolidation": ("opacity", "opacities", "covid-19 pneumonia", "bronchopneumonia", "air bronchogram"),
@@ -139,13 +135,14 @@ def calibrate(
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
     for concept in BANK:
-        verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+        verdicts = np.array([verdict(Fact(concept), case) for case in cases])
         shown = np.flatnonzero(verdicts == "holds")
         if len(shown) < MIN_POSITIVES:
             continue
         with torch.inference_mode():
             texts = text.embed(list(BANK[concept]))
-        scores, logits = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True)
+        places = [Place(concept in IN_LUNGS)] * len(texts)
+        scores, logits = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True, places=places)
         known = verdicts != "unknown"
         labels = (verdicts == "holds")[known]
         domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])]
@@ -156,34 +153,26 @@ def calibrate(
         presence[concept] = to_logit
         pooled += domains
         mean_map = logits.float().mean(dim=0).numpy()
-        if concept in IN_LUNGS:
-            mean_map = mean_map + log_lung_field(branch, cases, modality)
         truth = [coverage_of(cases[k], concept) for k in shown]
         empty = mean_map[verdicts == "fails"]
         pixels[concept] = best_pixel_map(mean_map[shown], truth, empty, SLICES_WITHOUT[modality])
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(
         presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels,
-        in_lungs=tuple(sorted(IN_LUNGS)) if branch.lung_field is not None else (),
+        in_lungs=tuple(sorted(IN_LUNGS)) if branch.place is not None else (),
     )  # fmt: skip
-
-
-@torch.inference_mode()
-def log_lung_field(branch: GlintBranch, cases: list[Case], modality: str) -> np.ndarray:
-    """`cases tokens`."""
-    parts = [torch.stack([c.tokens for c in cases[k : k + 16]]).float() for k in range(0, len(cases), 16)]
-    return torch.cat([branch.log_lung_field(branch.mixer(p, GRIDS[modality], True)) for p in parts]).numpy()
 
 
 def real_scores(
     branch: GlintBranch, cases: list[Case], concept: str, modality: str, texts: torch.Tensor
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and labels on real images, if their labels know the concept and show it often enough."""
-    verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+    verdicts = np.array([verdict(Fact(concept), case) for case in cases])
     known = verdicts != "unknown"
-    if concept in NOT_IN_LABELS or (verdicts == "holds").sum() < MIN_POSITIVES:
+    if (verdicts == "holds").sum() < MIN_POSITIVES:
         return []
-    scores, _ = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True)
+    places = [Place(concept in IN_LUNGS)] * len(texts)
+    scores, _ = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True, places=places)
     return [(scores[:, known].numpy().ravel(), np.tile((verdicts == "holds")[known], len(texts)))]
 
 

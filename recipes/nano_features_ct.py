@@ -1,6 +1,7 @@
 """Step 1 of `nano` CT: slabs of real chest CT with simulated findings, as cached trunk tokens.
 
 Command: python recipes/nano_features_ct.py CT_FOLDER LIDC_NODULES runs/trunk runs/ct --shard 0/2    (and 1/2 beside it)
+Writes:  train_*, val_* (slabs), lungs.safetensors (slices and where their lungs are, for the place field).
 Time:    about 40 minutes for both shards together on 2 cores.
 Needs:   a folder with lungdx_a0001, fourd_lung_113, partial_acrin_flt_breast_001, partial_lungfcp_01_0001 (training)
          and lidc_0314 (validation only). Slices with real disease of the training scans are left out.
@@ -17,17 +18,24 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from nano_features_cxr import Trunk, write_shards
 from radglint.cases import Case
 from radglint.nifti import read_nifti
 from radglint.preprocess import CtPreprocess
-from radglint.simulation.ct import CtBase, make_base, make_slab
+from radglint.simulation.anatomy_ct import LEFT_LUNG, RIGHT_LUNG
+from radglint.simulation.ct import CtBase, SimulatedVolume, make_base, make_slab
 from radglint.simulation.ct_base import base_from_image
 from radglint.simulation.ct_real import read_lesions
 from radglint.simulation.ct_scene import Lesion
 
-NUM_TRAIN, NUM_VAL, NUM_SLICES = 2300, 150, 3  # bodies; each is painted twice. The middle slice of three is the bag
+NUM_TRAIN, NUM_VAL, NUM_SLICES, NUM_LUNGS = (
+    2300,
+    150,
+    3,
+    200,
+)  # bodies; each is painted twice. The middle slice of three is the bag
 SEED = 20261122
 LESIONS_FROM, OFF_LUNGS_SHARE = 1200, 0.15  # bodies from here on show real nodules too, and also neck and abdomen
 TEST_PATIENTS = frozenset({"LIDC-IDRI-0001", "LIDC-IDRI-0314"})
@@ -96,23 +104,48 @@ def coverage(masks: tuple[np.ndarray, ...]) -> torch.Tensor | None:
     return torch.nn.functional.interpolate(stack, size=GRID, mode="area").flatten(1).half()
 
 
+def make_body(
+    bases: list[CtBase], chances: np.ndarray, body: int, twin: int, lesions: Sequence[Lesion]
+) -> tuple[str, SimulatedVolume]:
+    """One of the two slabs of a body: the same slices, deformation and noise, other findings; and its base's name."""
+    rng = np.random.default_rng([SEED, 3, body])
+    base = bases[int(rng.choice(len(bases), p=chances))]
+    slab = make_slab(
+        base, rng, NUM_SLICES, facts=[] if is_off_lungs(body) else None, normal_share=0.2,
+        painter=np.random.default_rng([SEED, 4, body, twin]), lesions=lesions if LESIONS_FROM <= body < NUM_TRAIN else (),
+        with_lung=not is_off_lungs(body),
+    )  # fmt: skip
+    return base.name, slab
+
+
+def is_off_lungs(body: int) -> bool:
+    """Whether a body is cut anywhere, neck and abdomen too, and shows nothing."""
+    later = LESIONS_FROM <= body < NUM_TRAIN
+    return later and np.random.default_rng([SEED, 5, body]).random() < OFF_LUNGS_SHARE
+
+
 def simulated(
     bases: list[CtBase], chances: np.ndarray, bodies: range, trunk: Trunk, lesions: Sequence[Lesion]
 ) -> Iterator[Case]:
-    """Two slabs per body, the same slices, deformation and noise with other findings; one without, off the lungs."""
+    """Two slabs per body; one without a finding, off the lungs."""
     for body in bodies:
-        later = LESIONS_FROM <= body < NUM_TRAIN
-        off_lungs = later and np.random.default_rng([SEED, 5, body]).random() < OFF_LUNGS_SHARE
-        for twin in (0,) if off_lungs else (0, 1):
-            rng = np.random.default_rng([SEED, 3, body])
-            base = bases[int(rng.choice(len(bases), p=chances))]
-            slab = make_slab(
-                base, rng, NUM_SLICES, facts=[] if off_lungs else None, normal_share=0.2, with_lung=not off_lungs,
-                painter=np.random.default_rng([SEED, 4, body, twin]), lesions=lesions if later else (),
-            )  # fmt: skip
+        for twin in (0,) if is_off_lungs(body) else (0, 1):
+            name, slab = make_body(bases, chances, body, twin, lesions)
             tokens = trunk.tokens(window(slab.volume_hu).astype(np.float32))
-            group = f"{Path(base.name).parent.name}/{body}"
-            yield Case(tokens, tuple(slab.facts), coverage(slab.masks), group)
+            yield Case(tokens, tuple(slab.facts), coverage(slab.masks), f"{Path(name).parent.name}/{body}")
+
+
+def lung_fields(bases: list[CtBase], chances: np.ndarray, trunk: Trunk) -> dict[str, torch.Tensor]:
+    """Tokens of painted slices, and how much of each lies in the right and in the left lung."""
+    rows = []
+    for number in range(NUM_LUNGS):
+        rng = np.random.default_rng([SEED, 6, number])
+        base = bases[int(rng.choice(len(bases), p=chances))]
+        slab = make_slab(base, rng, 1, normal_share=0.2, with_lung=number % 4 > 0)
+        share = coverage(tuple(slab.labels == label for label in (RIGHT_LUNG, LEFT_LUNG)))
+        assert share is not None
+        rows.append((trunk.tokens(window(slab.volume_hu).astype(np.float32)), share))
+    return {"tokens": torch.stack([tokens for tokens, _ in rows]), "lungs": torch.stack([share for _, share in rows])}
 
 
 def main() -> None:
@@ -131,6 +164,8 @@ def main() -> None:
     val_bodies = range(10**6 + part, 10**6 + NUM_VAL, parts)
     write_shards(args.out, "val", simulated([val_base], np.ones(1), val_bodies, trunk, ()), part)
     bases, chances = train_bases(args.ct)
+    if part == 0:
+        save_file(lung_fields(bases, chances, trunk), args.out / "lungs.safetensors")
     lesions = read_lesions(args.lesions, bases[0].anatomy.spacing_mm, TEST_PATIENTS)
     write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk, lesions), part)
 

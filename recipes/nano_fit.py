@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -44,7 +45,7 @@ GATES = {
 BRANCHES = {
     "CXR": BranchConfig(
         preprocess=CxrPreprocess(), trunk_layers=TRUNK_LAYERS, mixer=MixerConfig(attention=False), gate=GATES["CXR"],
-        lung_field=True,
+        place_field=True,
     ),
     "CT": BranchConfig(
         preprocess=CtPreprocess(), mixer=MixerConfig(depth_kernel=3, depth_layers=1, attention=False),
@@ -53,7 +54,12 @@ BRANCHES = {
 }  # fmt: skip
 BATCH = 48
 EVIDENCE = {"map_content_weight": 8.0, "map_score_weight": 0.0}  # of the loss: a patch's own, without its slice's score
-LUNG_MARGIN = 2.0  # the lung field leaves what is probably lung alone: its edge is where lung is 1 to 7
+LUNG_MARGIN = 3.0  # the place field leaves dense lung alone: its edge is where aerated lung is 1 to 20
+PLACE_ROWS = 60_000  # patches that the place field is fitted on
+IN_LUNGS = frozenset({
+    "nodule", "mass", "calcified nodule", "consolidation", "ground-glass opacity", "pneumothorax", "atelectasis",
+    "interstitial pattern", "emphysema",
+})  # fmt: skip
 SPARSITY_WEIGHT, SPARSITY_BUDGET = 5.0, 0.05  # a positive sentence may use this share of the patches
 
 
@@ -73,7 +79,7 @@ def text_tower(folder: Path) -> TextEncoder:
 def evaluate(branch: GlintBranch, cases: list[Case], grid: tuple[int, int], text: TextEncoder) -> Metrics:
     """Metrics per concept for the query "There is a ..."."""
     with torch.inference_mode():
-        return evaluate_cases(branch, cases, grid, text.embed)
+        return evaluate_cases(branch, cases, grid, text.embed, in_lungs=IN_LUNGS)
 
 
 def report(title: str, metrics: Metrics) -> None:
@@ -81,20 +87,25 @@ def report(title: str, metrics: Metrics) -> None:
     print(f"{title}\n{metrics_table(metrics)}")
 
 
-@torch.inference_mode()
-def fit_lung_field(branch: GlintBranch, cases: dict[str, torch.Tensor], grid: tuple[int, int]) -> None:
-    """Set the head that knows the lungs, by logistic regression on mixed tokens that lie wholly inside or outside.
+@torch.no_grad()
+def fit_place_field(branch: GlintBranch, cases: dict[str, torch.Tensor], grid: tuple[int, int]) -> None:
+    """Set the head that knows the lungs and their sides, by logistic regression on patches that lie clearly in or out.
 
     The lungs were found by clusters of features on radiographs without findings, or projected from CT: no finding's
     outline is used.
     """
-    mixed = torch.cat([branch.mixer(part.float(), grid) for part in cases["tokens"].split(16)]).flatten(0, 1).numpy()
-    share = cases["lungs"].flatten().numpy()
-    clear = (share < 0.2) | (share > 0.8)
-    fit = LogisticRegression(C=0.1, max_iter=300).fit(mixed[clear], share[clear] > 0.5)
-    assert branch.lung_field is not None
-    branch.lung_field.weight.copy_(torch.from_numpy(fit.coef_))
-    branch.lung_field.bias.copy_(torch.from_numpy(fit.intercept_ + LUNG_MARGIN))
+    assert branch.place is not None
+    rng, field = np.random.default_rng(0), branch.place
+    rows = torch.cat([field.features(part, grid).flatten(0, 2) for part in cases["tokens"].split(16)]).numpy()
+    right, left = cases["lungs"].float().transpose(0, 1).flatten(1).numpy()
+    lung = right + left
+    answers = ((np.abs(lung - 0.5) > 0.3, lung > 0.5), (lung > 0.5, left > right))
+    for k, (clear, answer) in enumerate(answers):
+        chosen = rng.permutation(np.flatnonzero(clear))[:PLACE_ROWS]
+        fit = LogisticRegression(C=0.1, max_iter=200).fit(rows[chosen], answer[chosen])
+        print(f"place field, {('lung', 'side')[k]}: right in {fit.score(rows[chosen], answer[chosen]):.3f}", flush=True)
+        field.head.weight[k] = torch.from_numpy(fit.coef_[0]).float()
+        field.head.bias[k] = float(fit.intercept_[0]) + (LUNG_MARGIN if k == 0 else 0.0)
 
 
 def main() -> None:
@@ -117,11 +128,13 @@ def main() -> None:
     text, grid, config = text_tower(args.text), GRIDS[args.modality], BRANCHES[args.modality]
     train = bags(load_cases(args.features, "train"), args.modality)
     if args.modality == "CXR":
-        real = load_cases(args.features, "real_train")
+        real = load_cases(args.features, "real_train") + load_cases(args.features, "covid_train")
         train += [replace(case, group=f"{k}") for k, case in enumerate(real + real)]  # each twice an epoch
     torch.manual_seed(0)
     own_evidence = config.gate.model_copy(update=EVIDENCE)
     branch = GlintBranch(384, text.embed_dim, config.model_copy(update={"gate": own_evidence}))
+    if branch.place is not None:
+        fit_place_field(branch, load_file(args.features / "lungs.safetensors"), grid)
     if args.init:
         branch.load_state_dict(load_file(args.init), strict=True)
     fit = FitConfig(
@@ -129,6 +142,7 @@ def main() -> None:
         group_size=2, valid_depth=True, token_shift=args.token_shift,
         patch_dropout=args.patch_dropout, evidence_weight=args.evidence,
         sparsity="budget", sparsity_weight=SPARSITY_WEIGHT, sparsity_budget=SPARSITY_BUDGET,
+        in_lungs=tuple(sorted(IN_LUNGS)) if branch.place is not None else (),
     )  # fmt: skip
 
     def embed(sentences: Sequence[str]) -> torch.Tensor:
@@ -138,8 +152,6 @@ def main() -> None:
     print(f"{len(train)} cases, {sum(p.numel() for p in branch.parameters()) / 1e6:.2f} M parameters", flush=True)
     fit_branch(branch, train, grid, embed, fit, args.out)
     branch.gate.config = config.gate
-    if branch.lung_field is not None:
-        fit_lung_field(branch, load_file(args.features / "lungs.safetensors"), grid)
     save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, args.out / "branch.safetensors")
     (args.out / "branch.json").write_text(config.model_dump_json(indent=2))
     val = bags(load_cases(args.features, "val"), args.modality)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from scipy.stats import rankdata
 
 from radglint.cases import Case
 from radglint.model import GlintBranch
-from radglint.simulation.entailment import holds_for
+from radglint.place import Place
 from radglint.simulation.facts import Fact
-from radglint.train import Embed, score_cases
+from radglint.train import Embed, score_cases, verdict
 
 THRESHOLDS = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
 LEAST_CASES = 3  # with and without a concept, or it is not measured
@@ -44,7 +44,7 @@ def concept_metrics(concept: str, cases: Sequence[Case], scores: np.ndarray, gat
         n, auroc, and where the place is known pointing, chance (pointing of a random token), dice and its threshold,
         which is the best of `THRESHOLDS` on these very cases; nothing if there are too few cases.
     """
-    verdicts = np.array([holds_for(Fact(concept), case.facts) for case in cases])
+    verdicts = np.array([verdict(Fact(concept), case) for case in cases])
     numbers, positive = presence_metrics(verdicts, scores), verdicts == "holds"
     if not numbers:
         return {}
@@ -86,8 +86,9 @@ def _place_metrics(concept: str, cases: Sequence[Case], gate: np.ndarray) -> dic
 
 
 def evaluate_cases(
-    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, int], embed: Embed, *, per_case: bool = False
-) -> Metrics:
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, int], embed: Embed, *, per_case: bool = False,
+    in_lungs: Collection[str] = (),
+) -> Metrics:  # fmt: skip
     """Measures of every concept for the query "There is a ...".
 
     Args:
@@ -96,11 +97,13 @@ def evaluate_cases(
         grid: `(height, width)` of one slice of tokens.
         embed: sentences to `texts embed`.
         per_case: divide each map by its highest value first, as softmax weights need before a threshold means anything.
+        in_lungs: concepts that are looked for in the lungs only.
     """
     concepts = sorted({fact.concept for case in cases for fact in case.facts})
     if not concepts:
         return {}
-    scores, logits = score_cases(branch, cases, grid, embed([f"There is {c}." for c in concepts]), valid_depth=True)
+    texts, places = embed([f"There is {c}." for c in concepts]), [Place(c in in_lungs) for c in concepts]
+    scores, logits = score_cases(branch, cases, grid, texts, valid_depth=True, places=places)
     gate = torch.sigmoid(logits.float())
     if per_case:
         gate = (logits.float() - logits.float().amax(dim=-1, keepdim=True)).exp()

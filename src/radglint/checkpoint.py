@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers.initialization import no_init_weights
 
+from radglint.density import DensityRange
 from radglint.errors import CheckpointError
 from radglint.fingerprint import check_outputs, probe_outputs, versions
 from radglint.model import GlintConfig, GlintModel
@@ -63,7 +64,8 @@ class ModalityCalibration(_Strict):
         presence_default: the same for phrases that belong to no concept.
         pixel: map from a token's raw map logit to the logit of "it is here".
         pixel_by_concept: the same for concepts that have one of their own.
-        in_lungs: concepts that lie in lung or pleura only; the branch's lung field is added to their map logits.
+        in_lungs: concepts that lie in the lungs only: their gate opens where the branch's place field says.
+        density: concepts of a CT to the HU that they can have.
     """
 
     presence: dict[str, LogisticMap] = {}
@@ -71,6 +73,7 @@ class ModalityCalibration(_Strict):
     pixel: LogisticMap
     pixel_by_concept: dict[str, LogisticMap] = {}
     in_lungs: tuple[str, ...] = ()
+    density: dict[str, DensityRange] = {}
 
 
 class Calibration(_Strict):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from radglint import localize, render, writing
+from radglint.density import DensityRange
 from radglint.errors import InputError, OutputError
 from radglint.image import MedicalImage
 from radglint.mask_nifti import mask_to_nifti
@@ -52,6 +53,7 @@ class Finding:
         token_logits: calibrated logit per token, float32 of shape `record.grid_shape`.
         image: the native image.
         record: brings token maps to the native grid.
+        density: on a CT, the HU that the finding can have; voxels outside are marked down.
     """
 
     query: str
@@ -65,6 +67,7 @@ class Finding:
     record: PreprocessRecord = field(repr=False)
     in_scope: bool = True
     note: str = ""
+    density: DensityRange | None = None
 
     def __post_init__(self) -> None:
         """Refuse a finding whose parts do not belong together."""
@@ -89,7 +92,7 @@ class Finding:
     @cached_property
     def peak(self) -> localize.Peak | None:
         """The native voxel with the highest probability, or None where nothing is marked."""
-        return localize.peak(self.token_logits, self.record, self.image) if self.is_marked else None
+        return localize.peak(self.token_logits, self.record, self.image, self._lowering) if self.is_marked else None
 
     @property
     def boxes(self) -> list[tuple[int, ...]]:
@@ -138,13 +141,21 @@ class Finding:
         row, column = self.peak.index
         return f"peak at row {row}, column {column}, {self.area_px} px"
 
+    @property
+    def _lowering(self) -> localize.Lowering | None:
+        """What a voxel's own HU takes from its logit."""
+        density = self.density
+        if density is None:
+            return None
+        return lambda box: density.log_share(self.image.array[tuple(slice(*ends) for ends in box)])
+
     @cached_property
     def _measured(self) -> localize.Measured:
         return localize.measure(self.mask(), self.image.affine)
 
     def probability_map(self) -> np.ndarray:
         """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing; made anew each time."""
-        return localize.probability_map(self.token_logits, self.record)
+        return localize.probability_map(self.token_logits, self.record, self._lowering)
 
     def probability_plane(self, axis: int, index: int) -> np.ndarray:
         """One plane of `probability_map`, without the rest.
@@ -158,9 +169,7 @@ class Finding:
         """
         shape = self.image.shape
         box = tuple((index, index + 1) if a == axis else (0, size) for a, size in enumerate(shape))
-        logits = self.record.upsample_box(self.token_logits, box)
-        with np.errstate(over="ignore"):
-            return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32).squeeze(axis)
+        return localize.probability_box(self.token_logits, self.record, box, self._lowering).squeeze(axis)
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """Where the finding is.
@@ -180,7 +189,7 @@ class Finding:
             raise InputError(f"threshold must be a probability from 0 to 1, got {level}")
         if not self.in_scope or self.assertion == "absent" or not self.probability >= level:
             return np.zeros(self.image.shape, dtype=bool)
-        return localize.threshold_mask(self.token_logits, self.record, level)
+        return localize.threshold_mask(self.token_logits, self.record, level, self._lowering)
 
     def to_nifti(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask of a CT as NIfTI (uint8, 0 and 1) in the geometry of the input.

@@ -140,8 +140,8 @@ class SparseGate(nn.Module):
         has_null = config.pooling == "sigmoid_null"
         self.null = nn.Parameter(torch.randn(config.joint_dim) / math.sqrt(config.joint_dim)) if has_null else None
 
-    def gate_logits(self, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """`texts batch tokens`: scale * cosine in the gate space + bias, float32."""
+    def gate_logits(self, tokens: torch.Tensor, texts: torch.Tensor, prior: torch.Tensor | None = None) -> torch.Tensor:
+        """`texts batch tokens`: scale * cosine in the gate space + bias + prior, float32."""
         if self.config.shared_space:
             keys, queries = self.image_content(tokens), self.text_content(texts)
         else:
@@ -149,7 +149,8 @@ class SparseGate(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):  # in bfloat16 a logit near 10 is off by 0.04
             keys = nn.functional.normalize(keys.float(), dim=-1)
             queries = nn.functional.normalize(queries.float(), dim=-1)
-            return self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
+            logits = self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
+        return logits if prior is None else logits + prior
 
     def map_logits(
         self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor, scores: torch.Tensor
@@ -174,7 +175,9 @@ class SparseGate(nn.Module):
         fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
         return nn.functional.logsigmoid(gate_logits) + content_weight * fit + score_weight * scores
 
-    def forward_windows(self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int) -> GatedScores:
+    def forward_windows(
+        self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int, prior: torch.Tensor | None = None
+    ) -> GatedScores:
         """Like `forward` on a long volume, scored as its best run of slices.
 
         A gate is trained on slabs; pooled over a hundred slices, its few wrong patches would drown a nodule. The score
@@ -185,6 +188,7 @@ class SparseGate(nn.Module):
             texts: `texts text_dim`.
             depth: slices of the volume.
             window: slices pooled together; with `window >= depth` this is `forward`.
+            prior: as there.
 
         Raises:
             ValueError: the pooling form normalises over all patches, so that windows make no sense.
@@ -193,7 +197,7 @@ class SparseGate(nn.Module):
         """
         if self.config.pooling not in ("sigmoid", "sigmoid_null", "mean"):
             raise ValueError(f"windows need a gate that decides patch by patch, not {self.config.pooling!r}")
-        logits = self.gate_logits(tokens, texts)
+        logits = self.gate_logits(tokens, texts, prior)
         gate = pooling_weights(logits, self.config.pooling)
         sliced = gate.unflatten(-1, (depth, -1))
         content = self.image_content(tokens).float().unflatten(1, (depth, -1))
@@ -208,17 +212,19 @@ class SparseGate(nn.Module):
         maps = self.map_logits(logits, content.flatten(1, 2), wanted, by_token)
         return GatedScores(scores.amax(dim=-1), logits, gate, maps, by_slice)
 
-    def forward(self, tokens: torch.Tensor, texts: torch.Tensor) -> GatedScores:
+    def forward(self, tokens: torch.Tensor, texts: torch.Tensor, prior: torch.Tensor | None = None) -> GatedScores:
         """Score every text on every image.
 
         Args:
             tokens: `batch tokens token_dim`.
             texts: `texts text_dim`.
+            prior: `texts batch tokens`, added to the gate's logits: the log-probability that a patch is where the text
+                wants it (`place.place_prior`); None = anywhere.
 
         Returns:
             GatedScores; `scores[t, b] = cos(z[t, b], u[t])`.
         """
-        logits = self.gate_logits(tokens, texts)
+        logits = self.gate_logits(tokens, texts, prior)
         gate = pooling_weights(logits, self.config.pooling, self.config.top_k)
         content = self.image_content(tokens).float()
         pooled = pool_content(content, gate, self.null, self.config.null_weight)

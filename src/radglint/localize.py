@@ -2,11 +2,14 @@
 
 Interpolation is a convex mix of the tokens around a voxel, so a voxel can only reach a level that one of those tokens
 reaches. Masks and peaks are therefore computed only in blocks near tokens that do, and never need the whole map.
+
+What is known of the voxels themselves (their density, see `density`) comes in as `lowering`: a function from a native
+box to what is added to the logits there, never above 0, so that the same bound holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -30,6 +33,9 @@ LOGIT_LIMIT = 80.0
 LOGIT_SLACK = 1e-3
 # Slack on token coordinates for the same reason; wider than the drift that counts as axis aligned.
 COORDINATE_SLACK = 1e-2
+# Voxels around a token's centre that are looked through for one that is not lowered much.
+_AROUND_VOX = 8
+Lowering = Callable[[Box], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -70,18 +76,34 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.reciprocal(logits, out=logits)
 
 
-def probability_map(token_logits: np.ndarray, record: PreprocessRecord, slab: slice | None = None) -> np.ndarray:
-    """Probability on the native grid: the logistic of the interpolated logits.
+def probability_box(
+    token_logits: np.ndarray, record: PreprocessRecord, box: Box, lowering: Lowering | None = None
+) -> np.ndarray:
+    """Probability in a native box: the logistic of the interpolated logits.
 
     Args:
         token_logits: calibrated logit per token, shape `record.grid_shape`.
         record: the image's preprocessing record.
-        slab: the part of the first native axis that is wanted; None for all.
+        box: (start, stop) per native axis.
+        lowering: see the module.
 
     Returns:
-        float32 in [0, 1] on the native grid, NaN where the model saw nothing.
+        float32 in [0, 1] of the box's shape, NaN where the model saw nothing.
     """
-    return _sigmoid(record.upsample(token_logits, slab))
+    return _sigmoid(_native_logits(token_logits, record, box, lowering))
+
+
+def probability_map(token_logits: np.ndarray, record: PreprocessRecord, lowering: Lowering | None = None) -> np.ndarray:
+    """`probability_box` of the whole image."""
+    box = tuple((0, size) for size in record.native_shape)
+    return probability_box(token_logits, record, box, lowering)
+
+
+def _native_logits(
+    token_logits: np.ndarray, record: PreprocessRecord, box: Box, lowering: Lowering | None
+) -> np.ndarray:
+    logits = record.upsample_box(token_logits, box)
+    return logits if lowering is None else logits + lowering(box)
 
 
 def _token_reach(record: PreprocessRecord, box: Box) -> tuple[slice, ...]:
@@ -107,13 +129,16 @@ def _hot_blocks(hot: np.ndarray, record: PreprocessRecord) -> Iterator[Box]:
             yield box
 
 
-def threshold_mask(token_logits: np.ndarray, record: PreprocessRecord, threshold: float) -> np.ndarray:
+def threshold_mask(
+    token_logits: np.ndarray, record: PreprocessRecord, threshold: float, lowering: Lowering | None = None
+) -> np.ndarray:
     """Where the probability reaches the threshold; equal to `probability_map(...) >= threshold` without that array.
 
     Args:
         token_logits: calibrated logit per token, shape `record.grid_shape`.
         record: the image's preprocessing record.
         threshold: probability in [0, 1].
+        lowering: see the module.
 
     Returns:
         bool on the native grid; unseen voxels are False.
@@ -130,30 +155,38 @@ def threshold_mask(token_logits: np.ndarray, record: PreprocessRecord, threshold
     logits = record.checked(token_logits)
     for box in _hot_blocks(logits >= least, record):
         place = tuple(slice(*ends) for ends in box)
-        mask[place] = _sigmoid(record.upsample_box(logits, box)) >= threshold
+        mask[place] = probability_box(logits, record, box, lowering) >= threshold
     return mask
 
 
-def _reached_level(logits: np.ndarray, record: PreprocessRecord) -> float:
-    """A logit that some seen native voxel has for sure: that of the best voxel next to a token's centre."""
+def _reached_level(logits: np.ndarray, record: PreprocessRecord, lowering: Lowering | None) -> float:
+    """A logit that some seen native voxel has for sure: that of the best voxel next to a token's centre.
+
+    Where voxels are lowered, the best block around such a voxel is looked through.
+    """
     tokens = np.argwhere(np.ones(record.grid_shape, dtype=bool))
     nearest = np.clip(np.rint(record.grid_to_native(tokens)), 0, np.array(record.native_shape) - 1)
     nearest = nearest[record.is_seen(nearest)].astype(int)
     if not len(nearest):
         return -np.inf
     values = ndimage.map_coordinates(logits, record.native_to_grid_points(nearest).T, order=1, mode="nearest")
-    box = tuple((int(i), int(i) + 1) for i in nearest[values.argmax()])
-    reached = float(record.upsample_box(logits, box).flat[0])
-    return -np.inf if np.isnan(reached) else reached
+    reach = 0 if lowering is None else _AROUND_VOX
+    ends = zip(nearest[values.argmax()], record.native_shape, strict=True)
+    box = tuple((max(0, int(i) - reach), min(n, int(i) + reach + 1)) for i, n in ends)
+    seen = _native_logits(logits, record, box, lowering)
+    return -np.inf if np.isnan(seen).all() else float(np.nanmax(seen))
 
 
-def peak(token_logits: np.ndarray, record: PreprocessRecord, image: MedicalImage) -> Peak:
+def peak(
+    token_logits: np.ndarray, record: PreprocessRecord, image: MedicalImage, lowering: Lowering | None = None
+) -> Peak:
     """The native voxel where the interpolated map is highest (one of them on ties).
 
     Args:
         token_logits: calibrated logit per token, shape `record.grid_shape`.
         record: the image's preprocessing record.
         image: the native image; gives the world position.
+        lowering: see the module.
 
     Returns:
         The peak; its voxel lies in the image and was seen by the model.
@@ -163,8 +196,8 @@ def peak(token_logits: np.ndarray, record: PreprocessRecord, image: MedicalImage
     """
     logits = record.checked(token_logits)
     best, index = -np.inf, None
-    for box in _hot_blocks(logits >= _reached_level(logits, record) - LOGIT_SLACK, record):
-        values = record.upsample_box(logits, box)
+    for box in _hot_blocks(logits >= _reached_level(logits, record, lowering) - LOGIT_SLACK, record):
+        values = _native_logits(logits, record, box, lowering)
         np.copyto(values, -np.inf, where=np.isnan(values))
         if values.max() > best:
             best = float(values.max())

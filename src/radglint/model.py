@@ -24,6 +24,7 @@ from radglint.encoders.text import TextEncoder
 from radglint.encoders.video import VideoEncoder
 from radglint.errors import ConfigError
 from radglint.gate import GateConfig, GatedScores, SparseGate
+from radglint.place import Place, PlaceField, place_prior
 from radglint.preprocess import PreprocessConfig
 
 
@@ -39,7 +40,7 @@ class BranchConfig(_Config):
     mixer: MixerConfig = MixerConfig()
     gate: GateConfig = GateConfig()
     text_hidden: PositiveInt = 512  # width of the text adapter's hidden layer
-    lung_field: bool = False  # a head that knows lung and pleura, for findings that lie nowhere else
+    place_field: bool = False  # a head that knows the lungs and their sides, for findings that lie nowhere else
     score_window_slices: PositiveInt | None = None  # a volume's score is that of its best run of slices; None = all
 
 
@@ -96,10 +97,11 @@ class GlintBranch(nn.Module):
 
     def __init__(self, trunk_dim: int, text_dim: int, config: BranchConfig) -> None:
         super().__init__()
-        self.mixer = TokenMixer(trunk_dim * (1 + len(config.trunk_layers)), config.mixer)
+        token_dim = trunk_dim * (1 + len(config.trunk_layers))
+        self.mixer = TokenMixer(token_dim, config.mixer)
         self.text_adapter = TextAdapter(text_dim, config.text_hidden)
         self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
-        self.lung_field = nn.Linear(config.mixer.width, 1) if config.lung_field else None
+        self.place = PlaceField(token_dim) if config.place_field else None
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(
@@ -109,6 +111,7 @@ class GlintBranch(nn.Module):
         texts: torch.Tensor,
         valid: bool = False,
         kept: torch.Tensor | None = None,
+        places: Sequence[Place] | None = None,
     ) -> GatedScores:
         """Score texts on cached trunk tokens: the fast path when the trunk is frozen.
 
@@ -118,21 +121,22 @@ class GlintBranch(nn.Module):
             texts: `texts embed`, from the text tower.
             valid: score only the slices that see all their neighbours; the outer ones are context.
             kept: patches of each slice that enter, as indices into the grid; None = all.
+            places: where each text looks; None = anywhere. Without a place field everywhere all the same.
         """
-        return self.gate(self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts))
+        prior = None if places is None else self.place_prior(trunk_tokens, grid, places, valid, kept)
+        return self.gate(self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts), prior)
 
-    def log_lung_field(self, mixed: torch.Tensor) -> torch.Tensor:
-        """How surely a patch lies in lung or pleura, to be added to the map of what lies nowhere else.
-
-        Args:
-            mixed: `batch tokens width`, from the mixer.
-
-        Returns:
-            `batch tokens`, log of a probability; 0 everywhere without the head.
-        """
-        if self.lung_field is None:
-            return mixed.new_zeros(mixed.shape[:2])
-        return nn.functional.logsigmoid(self.lung_field(mixed).squeeze(-1).float())
+    def place_prior(
+        self, trunk_tokens: torch.Tensor, grid: tuple[int, ...], places: Sequence[Place], valid: bool = False,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:  # fmt: skip
+        """`texts batch tokens` to add to the gate's logits, None without a place field; arguments as in `forward`."""
+        if self.place is None:
+            return None
+        reach = self.mixer.reach if valid else 0
+        inner = trunk_tokens[:, reach : trunk_tokens.shape[1] - reach]
+        field = self.place(inner, grid).unflatten(-1, (inner.shape[1], -1))
+        return place_prior((field if kept is None else field[..., kept]).flatten(2), places)
 
     def align(
         self,

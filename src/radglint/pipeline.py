@@ -28,6 +28,7 @@ from radglint.findings import Finding, Findings
 from radglint.gate import GatedScores
 from radglint.hub import from_pretrained
 from radglint.image import MedicalImage, Modality
+from radglint.place import place_of, place_prior
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
@@ -48,12 +49,14 @@ class EncodedImage:
         image: the native image.
         record: from the native grid to the token grid and back.
         tokens: `1 tokens width`, text-independent.
+        places: `1 places tokens`, log-probabilities of lung, side and height; None if the model has no place field.
         model: fingerprint of the model that made it; another model refuses it.
     """
 
     image: MedicalImage
     record: PreprocessRecord
     tokens: torch.Tensor
+    places: torch.Tensor | None
     model: str
 
 
@@ -172,8 +175,10 @@ class GlintAnswerer:
         chunks = [self._trunk(part, image.modality) for part in pixels.split(SLICES_AT_ONCE)]
         tokens = torch.cat(chunks, dim=1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            mixed = self.model.branch(image.modality).mixer(tokens, prepared.record.grid_shape[-2:])
-        return EncodedImage(image, prepared.record, mixed.float(), self.fingerprint)
+            branch, grid = self.model.branch(image.modality), prepared.record.grid_shape[-2:]
+            mixed = branch.mixer(tokens, grid)
+            places = None if branch.place is None else branch.place(tokens, grid)
+        return EncodedImage(image, prepared.record, mixed.float(), places, self.fingerprint)
 
     def _trunk(self, slices: torch.Tensor, modality: Modality) -> torch.Tensor:
         """`depth height width` pixels to `1 depth patches embed` tokens."""
@@ -182,39 +187,42 @@ class GlintAnswerer:
     @torch.inference_mode()
     def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
         """Score all phrases, then calibrate each."""
-        embeddings = self._embed([query.phrase for query in queries])
         findings: list[Finding] = []
         step = max(1, GATES_AT_ONCE // encoded.tokens.shape[1])
         for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            gated = self._gate(encoded, embeddings[part])
-            findings += self._calibrated(encoded, queries[part], gated, threshold)
+            part = queries[start : start + step]
+            nearest = self._concepts.nearest([query.phrase for query in part])
+            gated = self._gate(encoded, part, [concept for concept, _ in nearest])
+            findings += self._calibrated(encoded, part, nearest, gated, threshold)
         return findings
 
-    def _gate(self, encoded: EncodedImage, embeddings: torch.Tensor) -> GatedScores:
-        """Gate all tokens for some phrases; a long CT is scored as its best run of slices."""
+    def _gate(self, encoded: EncodedImage, queries: Sequence[Query], concepts: Sequence[str]) -> GatedScores:
+        """Gate all tokens for some phrases where they may be; a long CT is scored as its best run of slices."""
         modality = encoded.image.modality
         branch, window = self.model.branch(modality), self.model.config.branches[modality].score_window_slices
-        texts = branch.text_adapter(embeddings)
+        texts = branch.text_adapter(self._embed([query.phrase for query in queries]))
+        prior = None
+        if encoded.places is not None:
+            in_lungs = self.calibration.modalities[modality].in_lungs
+            places = [place_of(q.phrase, c in in_lungs) for q, c in zip(queries, concepts, strict=True)]
+            prior = place_prior(encoded.places, places)
         if window is None:
-            return branch.gate(encoded.tokens, texts)
-        return branch.gate.forward_windows(encoded.tokens, texts, encoded.record.grid_shape[0], window)
+            return branch.gate(encoded.tokens, texts, prior)
+        return branch.gate.forward_windows(encoded.tokens, texts, encoded.record.grid_shape[0], window, prior)
 
     def _calibrated(
-        self, encoded: EncodedImage, queries: Sequence[Query], gated: GatedScores, threshold: float
-    ) -> list[Finding]:
+        self, encoded: EncodedImage, queries: Sequence[Query], nearest: Sequence[tuple[str, float]],
+        gated: GatedScores, threshold: float,
+    ) -> list[Finding]:  # fmt: skip
         """Turn raw scores and map logits into findings; see `capped` for the maps."""
         maps = self.calibration.modalities[encoded.image.modality]
-        lungs = self.model.branch(encoded.image.modality).log_lung_field(encoded.tokens)[0]
-        nearest = self._concepts.nearest([query.phrase for query in queries])
         findings = []
         for k, (query, (concept, similarity)) in enumerate(zip(queries, nearest, strict=True)):
             in_scope = similarity >= self.calibration.scope_threshold and concept in maps.presence
             score = float(gated.scores[k, 0])
             to_logit = maps.presence.get(concept, maps.presence_default)
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
-            raw = gated.map_logits[k, 0] + lungs if concept in maps.in_lungs else gated.map_logits[k, 0]
-            tokens = (pixel.slope * raw + pixel.bias).reshape(encoded.record.grid_shape)
+            tokens = (pixel.slope * gated.map_logits[k, 0] + pixel.bias).reshape(encoded.record.grid_shape)
             slices = to_logit.slope * gated.slice_scores[k, 0] + to_logit.bias
             tokens = capped(tokens, slices, math.log(threshold / (1 - threshold)))
             findings.append(
@@ -222,7 +230,7 @@ class GlintAnswerer:
                     query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,
                     probability=probability(score, to_logit),
                     threshold=threshold, in_scope=in_scope, image=encoded.image, record=encoded.record,
-                    token_logits=tokens.float().cpu().numpy(),
+                    token_logits=tokens.float().cpu().numpy(), density=maps.density.get(concept),
                     note=query.note if in_scope else self._scope_note(query.phrase, encoded.image.modality),
                 )
             )  # fmt: skip

@@ -7,35 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from radglint.place_words import read_side, read_size, read_zone
 from radglint.report_assertion import WEAK, Span
 from radglint.report_concepts import Mention
-from radglint.simulation.entailment import spoken
-from radglint.simulation.facts import Fact, Side, Size, Zone
+from radglint.simulation.facts import Fact
 
 DEVICES = frozenset({"pacemaker", "central line", "endotracheal tube", "chest tube"})
 """Things that are put in: they do not share their side with a disease named beside them."""
 _FLAGS = re.IGNORECASE
 
-# Words of place and size in the vocabulary that `spoken` knows; anatomy whose side is not that of a finding taken out.
-_REWRITE = tuple(
-    (re.compile(rf"\b(?:{pattern})\b", _FLAGS), words)
-    for pattern, words in (
-        (r"(?:left|right)\s+(?:atri\w+|ventric\w+|heart|main\s?stem|bronch(?:us|i|ial)|lateral\s+decub\w+|greater|side\s+down"
-         r"|worse|more|of\s+midline)", " "),
-        (r"(?:greater|more|worse)\s+(?:\w+\s+){0,3}?(?:left|right)(?:\s+(?:than|in|versus)\s+(?:the\s+)?(?:left|right))?",
-         " bilateral "),
-        (r"(?:than\s+)(?:on\s+)?(?:the\s+)?(?:left|right)", " bilateral "),
-        (r"(?:upper|high)\s+(?:limits?|normal|svc|abdom\w+|extremit\w+)|(?:upper|mid|middle|lower)\s+(?:svc|thoracic|lumbar"
-         r"|cervical|abdom\w+|extremit\w+|mediast\w+)|(?:upper|mid|lower)\s+(?:limits?)|(?:cardiac|heart)\s+apex", " "),
-        (r"both\s+(?:the\s+)?(?:pa|ap|frontal|lateral|views?|projections?)", " "),
-        ("rul", "right upper"), ("rml", "right middle"), ("rll", "right lower"), ("lul", "left upper"),
-        ("lll", "left lower"), (r"lingula\w*", "left mid"), (r"bi-?\s?basilar|bi-?\s?basal", "bilateral lower"),
-        (r"bi-?\s?apical", "bilateral upper"), (r"mildly", "mild"), (r"slightly", "slight"), (r"minimally", "minimal"),
-        (r"markedly", "marked"), (r"severely|massive(?:ly)?|huge", "severe"), (r"trace", "tiny"),
-        (r"left-?sided", "left"), (r"right-?sided", "right"), (r"rt", "right"), (r"lt", "left"),
-        (r"mid-?lungs?", "mid lung"),
-    )
-)  # fmt: skip
 _ADVERB = re.compile(r"\b(?:mild|slight|minimal|moderate|marked|severe)ly\b|\bmoderate\b", _FLAGS)
 _JOIN = re.compile(rf",|/|;|\b(?:and|or|with|without)\b|\b{WEAK}", _FLAGS)
 _SHARE = re.compile(r"^[\s,]*(?:,|/|and/or|and|or|versus|vs\.?|with)(?:[\s,]+[\w-]+){0,3}\s*$", _FLAGS)
@@ -89,36 +69,7 @@ def _own_place(sentence: str, mention: Mention, reach: tuple[int, int], *, is_fi
     adverbs = " ".join(_ADVERB.findall(words))
     first = f"{before} {words}"
     side, zone = read_side(first) or read_side(after), read_zone(first) or read_zone(after)
-    return Fact(mention.concept, side, zone, _size(f"{near} {adverbs}"))
-
-
-def _words(text: str) -> str:
-    for pattern, replacement in _REWRITE:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def read_side(text: str) -> Side | None:
-    """Read the side that a phrase names; "bilateral" where it names both."""
-    text = _words(text)
-    sides: tuple[Side, ...] = ("left", "right", "bilateral")
-    said: set[Side] = {side for side in sides if spoken(Fact("nodule", side=side), text).side}
-    return "bilateral" if "bilateral" in said or len(said) > 1 else next(iter(said), None)
-
-
-def read_zone(text: str) -> Zone | None:
-    """Read the height that a phrase names; None where it names several."""
-    text = _words(text)
-    zones: tuple[Zone, ...] = ("upper", "mid", "lower")
-    said: list[Zone] = [zone for zone in zones if spoken(Fact("nodule", zone=zone), text).zone]
-    return said[0] if len(said) == 1 else None
-
-
-def _size(text: str) -> Size | None:
-    text = _words(text)
-    sizes: tuple[Size, ...] = ("small", "medium", "large")
-    said: list[Size] = [size for size in sizes if spoken(Fact("nodule", size=size), text).size]
-    return said[0] if len(said) == 1 else None
+    return Fact(mention.concept, side, zone, read_size(f"{near} {adverbs}"))
 
 
 def _shared(sentence: str, mentions: Sequence[Mention], facts: list[Fact]) -> list[Fact]:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from radglint.place_words import read_side
 from radglint.query import MAX_QUERY_CHARACTERS, Assertion
 from radglint.report_assertion import BESIDE, DOUBT, WEAK, assert_mentions, split_clauses
 from radglint.report_concepts import Mention, find_mentions
 from radglint.report_normal import find_exclusions
-from radglint.report_place import DEVICES, at_place_of, place_mentions, read_side
+from radglint.report_place import DEVICES, at_place_of, place_mentions
 from radglint.simulation.facts import Fact
 
 Reading = tuple[Fact, Assertion]

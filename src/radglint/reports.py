@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from radglint.errors import ConfigError, QueryError, ReportError
+from radglint.place_words import read_side, read_zone
 from radglint.query import parse_query
-from radglint.report_place import read_side, read_zone
 from radglint.report_reading import Reading, read_sentence
 from radglint.report_sections import STATED, Section, SectionName, split_sections
 from radglint.report_sentences import split_sentences

@@ -23,6 +23,7 @@ from radglint.cases import Case
 from radglint.losses import SparsityKind, evidence_loss, multi_positive_info_nce, sparsity_of_sums
 from radglint.model import GlintBranch
 from radglint.pipeline import trunk_dtype
+from radglint.place import Place
 from radglint.simulation.entailment import Verdict, holds_for, spoken
 from radglint.simulation.sentences import Fact, write
 
@@ -42,6 +43,7 @@ SHOWN_PATCHES = {
     "endotracheal tube": (3, 3, 3), "chest tube": (4, 4, 4),
 }  # fmt: skip
 SIZES = ("small", "medium", "large")
+LEAST_SHOWN = 2.0  # patches that must be left of a finding, on average, for a step that leaves patches out
 Embed = Callable[[Sequence[str]], torch.Tensor]
 
 
@@ -64,6 +66,7 @@ class FitConfig(BaseModel):
     patch_dropout: float = Field(0.0, ge=0, lt=1)  # of the patches, up to this share is left out of a step
     evidence_weight: NonNegativeFloat = 0.0  # of `evidence_loss` on the map logits; 0 = off
     evidence_offset: float = 4.0  # the map logit that is neither yes nor no
+    in_lungs: tuple[str, ...] = ()  # concepts whose gate opens in the lungs only, at the height that is said
     gradient_clip: float = 1.0
     seed: int = 0
 
@@ -157,11 +160,12 @@ def shift_channels(tokens: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def keep_patches(num_patches: int, dropout: float) -> torch.Tensor | None:
-    """A random subset of the patches, the same in every image and slice of a step; None = all.
+    """In half of the steps a random subset of the patches, the same in every image and slice; None = all.
 
-    Any part of a finding must do, so that its map does not settle on one telling patch; half a step is half the work.
+    Any part of a finding must do, so that its map does not settle on one telling patch; half the patches are half the
+    work.
     """
-    if dropout == 0:
+    if dropout == 0 or torch.rand(()) < 0.5:
         return None
     share = 1 - dropout * float(torch.rand(()))
     return torch.randperm(num_patches)[: max(1, round(share * num_patches))].sort().values
@@ -180,9 +184,14 @@ def branch_loss(
     tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
     positives, negatives = label_pairs(statements, cases)
     kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
+    share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
+    shown = torch.tensor([share * shown_patches(s) for s in statements])
+    if kept_patches is not None:  # what shows in a patch or two may have been left out: not asked in this step
+        positives, negatives = (pairs & (shown >= LEAST_SHOWN)[:, None] for pairs in (positives, negatives))
     with native_autocast():
         if config.evidence_weight:
-            gated = branch(tokens, grid, texts, config.valid_depth, kept_patches)
+            places = [Place(s.concept in config.in_lungs, s.side, s.zone) for s in statements]
+            gated = branch(tokens, grid, texts, config.valid_depth, kept_patches, places)
             aligned = Alignment(gated.scores, gated.gate.sum(-1), gated.gate.square().sum(-1), gated.gate.shape[-1])
         else:
             gated, aligned = None, branch.align(tokens, grid, texts, config.valid_depth, kept_patches)
@@ -200,9 +209,8 @@ def branch_loss(
     }
     loss = align + config.sparsity_weight * sparsity
     if gated is not None:
-        share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
-        shown = torch.tensor([max(1, round(shown_patches(s) * share)) for s in statements])
-        evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, shown)
+        least = shown.round().clamp_min(1).long()
+        evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, least)
         log["evidence"] = float(evidence.detach())
         loss = loss + config.evidence_weight * evidence
     return loss, log
@@ -228,8 +236,9 @@ def fit_branch(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     pool = SentencePool(cases, embed, variants=12, seed=config.seed)
-    decay = [p for p in branch.parameters() if p.ndim > 1]
-    plain = [p for p in branch.parameters() if p.ndim <= 1]
+    trained = [p for p in branch.parameters() if p.requires_grad]
+    decay = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
@@ -269,9 +278,18 @@ def _write_progress(branch: GlintBranch, history: list[dict[str, Any]], run: Pat
 @torch.inference_mode()
 def score_cases(
     branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, chunk: int = 16,
-    valid_depth: bool = False,
+    valid_depth: bool = False, places: Sequence[Place] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Scores and map logits of fixed texts on many cases (`valid_depth`: their outer slices are context).
+
+    Args:
+        branch: put in eval mode.
+        cases: all of one size.
+        grid: `(height, width)` of one slice of tokens.
+        texts: `texts embed`.
+        chunk: cases at once.
+        valid_depth: the outer slices of each case are context.
+        places: where each text looks; None = anywhere.
 
     Returns:
         `texts cases` float32 cosine and `texts cases tokens` float16 map logits.
@@ -281,7 +299,7 @@ def score_cases(
     for start in range(0, len(cases), chunk):
         tokens = torch.stack([case.tokens for case in cases[start : start + chunk]])
         with native_autocast():
-            gated = branch(tokens, grid, texts, valid_depth)
+            gated = branch(tokens, grid, texts, valid_depth, None, places)
         scores.append(gated.scores.float())
         logits.append(gated.map_logits.half())
     return torch.cat(scores, dim=1), torch.cat(logits, dim=1)

@@ -6,26 +6,15 @@ false negatives of each other; pairs that cannot be decided are left out of the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from radglint.place_words import SIDE_WORDS, SIZE_WORDS, ZONE_WORDS, said
 from radglint.simulation.facts import Fact
 
 Verdict = Literal["holds", "fails", "unknown"]
 
-_SIDE_WORDS = {"left": ("left",), "right": ("right",), "bilateral": ("bilateral", "bilaterally", "both")}
-_ZONE_WORDS = {
-    "upper": ("upper", "apex", "apices", "apical"),
-    "mid": ("mid", "middle"),
-    "lower": ("lower", "base", "bases", "basal", "basilar"),
-}
-_SIZE_WORDS = {
-    "small": ("small", "tiny", "minimal", "subtle", "minor", "mild", "slight", "faint"),
-    "medium": ("moderate", "medium", "moderately"),
-    "large": ("large", "big", "extensive", "sizeable", "severe", "marked"),
-}
 _LOOK_ALIKE = (
     frozenset({"nodule", "mass", "calcified nodule"}),
     frozenset({"consolidation", "ground-glass opacity", "atelectasis", "mass"}),
@@ -44,16 +33,11 @@ def spoken(fact: Fact, sentence: str) -> Fact:
     Returns:
         The fact with the unsaid attributes set to None.
     """
-    words = set(re.findall(r"[a-z]+", sentence.lower()))
-
-    def said(value: str | None, table: dict[str, tuple[str, ...]]) -> bool:
-        return value is not None and not words.isdisjoint(table[value])
-
     return replace(
         fact,
-        side=fact.side if said(fact.side, _SIDE_WORDS) else None,
-        zone=fact.zone if said(fact.zone, _ZONE_WORDS) else None,
-        size=fact.size if said(fact.size, _SIZE_WORDS) else None,
+        side=fact.side if fact.side in said(sentence, SIDE_WORDS) else None,
+        zone=fact.zone if fact.zone in said(sentence, ZONE_WORDS) else None,
+        size=fact.size if fact.size in said(sentence, SIZE_WORDS) else None,
     )
 
 

@@ -7,11 +7,8 @@ read. Names are stored with a leading ``~`` where English takes no article ("~co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Side = Literal["left", "right", "bilateral"]
-Zone = Literal["upper", "mid", "lower"]
-Size = Literal["small", "medium", "large"]
+from radglint.place_words import Side, Size, Zone
 
 
 @dataclass(frozen=True)

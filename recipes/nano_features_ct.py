@@ -112,8 +112,8 @@ def make_body(
     base = bases[int(rng.choice(len(bases), p=chances))]
     slab = make_slab(
         base, rng, NUM_SLICES, facts=[] if is_off_lungs(body) else None, normal_share=0.2,
-        painter=np.random.default_rng([SEED, 4, body, twin]), lesions=lesions if LESIONS_FROM <= body < NUM_TRAIN else (),
-        with_lung=not is_off_lungs(body),
+        painter=np.random.default_rng([SEED, 4, body, twin]), with_lung=not is_off_lungs(body),
+        lesions=lesions if LESIONS_FROM <= body < NUM_TRAIN else (),
     )  # fmt: skip
     return base.name, slab
 
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("trunk", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shard", default="0/1", help="part/parts")
+    parser.add_argument("--held-out", action="store_true", help="only what calibrating a trained branch needs")
     args = parser.parse_args()
     part, parts = map(int, args.shard.split("/"))
     torch.set_num_threads(1)
@@ -166,6 +167,8 @@ def main() -> None:
     bases, chances = train_bases(args.ct)
     if part == 0:
         save_file(lung_fields(bases, chances, trunk), args.out / "lungs.safetensors")
+    if args.held_out:
+        return
     lesions = read_lesions(args.lesions, bases[0].anatomy.spacing_mm, TEST_PATIENTS)
     write_shards(args.out, "train", simulated(bases, chances, range(part, NUM_TRAIN, parts), trunk, lesions), part)
 

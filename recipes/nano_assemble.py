@@ -1,8 +1,8 @@
-"""Step 3 of `nano`: put trunk, text tower and both branches together, calibrate on held-out patients, and save.
+"""Step 4 of `nano`: put trunk, text tower and both branches together, calibrate on held-out patients, and save.
 
-Command: python recipes/nano_assemble.py runs/trunk runs/text runs/fit_cxr runs/cxr runs/fit_ct runs/ct OUT
-         with OUT src/radglint/weights/nano
-Time:    about 3 minutes.
+Command: python recipes/nano_assemble.py runs/trunk CT_FOLDER src/radglint/weights/nano
+Time:    about 8 minutes.
+Needs:   step 3: what `radglint train` wrote for cxr_nano.toml and ct_nano.toml, and the features of step 1.
 Writes:  the checkpoint folder and MODEL_CARD.md is its README.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,31 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
+from nano_features_ct import VAL_BASE, load_base, make_body
 from nano_features_cxr import fold
-from nano_fit import BRANCHES, GRIDS, IN_LUNGS, bags, text_tower
-from radglint.cases import Case, load_cases
+from radglint.cases import Case, crop_slices, load_cases
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
+from radglint.density import DensityRange
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.text import TextEncoder
-from radglint.model import GlintBranch, GlintConfig, GlintModel
+from radglint.model import BranchConfig, GlintBranch, GlintConfig, GlintModel
 from radglint.place import Place
 from radglint.quantize import quantize_in_place
 from radglint.scope import OUTSIDE
+from radglint.simulation.ct import SimulatedVolume
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
 from radglint.train import score_cases, verdict
+from radglint.train_config import CachedData, TrainConfig, load_config
 
+RECIPES = {m: Path(__file__).parent / f"{m.lower()}_nano.toml" for m in ("CXR", "CT")}
+# How much the shipped map asks how well a patch fits; while training it is 8, so that the fit is learnt.
+MAP_CONTENT_WEIGHT = {"CXR": 2.0, "CT": 8.0}
+DENSITY = {
+    "nodule": DensityRange(low_hu=-500), "mass": DensityRange(low_hu=-400),
+    "calcified nodule": DensityRange(low_hu=100), "consolidation": DensityRange(low_hu=-400), "atelectasis": DensityRange(low_hu=-400),
+    "ground-glass opacity": DensityRange(low_hu=-800), "pleural effusion": DensityRange(low_hu=-150, high_hu=150),
+    "pneumothorax": DensityRange(high_hu=-900), "emphysema": DensityRange(high_hu=-900),
+}  # fmt: skip
 PRIOR = 0.5  # who asks for a finding has a reason to: as likely there as not, so that both errors weigh the same
 # A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
 VOLUME_SLICES = {"CXR": 1, "CT": 80}
@@ -68,6 +80,27 @@ OUTSIDE_PROMPTS = (
     "normal heart size", "healthy", "no abnormality", "image quality", "what is the weather today", "hello",
     "how are you", "dog", "cat", "car", "banana", "tree", "house", "person",
 )  # fmt: skip
+
+
+def bags(cases: list[Case], modality: str) -> list[Case]:
+    """The middle slice of each CT slab, with its neighbours as context; radiographs as they are."""
+    if modality == "CXR":
+        return cases
+    return [bag for case in cases for bag in crop_slices(case, [1], 1, context_slices=1)]
+
+
+def text_tower(folder: Path) -> TextEncoder:
+    """The frozen sentence encoder as it will ship: int8-rounded."""
+    backbone = quantize_in_place(load_backbone(folder)).eval()
+    return TextEncoder(backbone, Tokenizer.from_file(str(folder / "tokenizer.json"))).eval()
+
+
+def shipped_branch(config: TrainConfig) -> BranchConfig:
+    """The configuration of a trained branch as it ships."""
+    weight = MAP_CONTENT_WEIGHT[config.branch.preprocess.kind]
+    return config.branch.model_copy(
+        update={"gate": config.branch.gate.model_copy(update={"map_content_weight": weight})}
+    )
 
 
 def prompt_bank() -> dict[str, list[str]]:
@@ -109,94 +142,148 @@ def volume_scores(scores: np.ndarray, labels: np.ndarray, num_slices: int) -> tu
     return both.ravel(), np.tile(np.arange(both.shape[1]) < positive.shape[1], len(both))
 
 
-def best_pixel_map(logits: np.ndarray, truth: Sequence[np.ndarray], empty: np.ndarray, per_slice: float) -> LogisticMap:
-    """Shift the map logit so that one half is the threshold with the best Dice over held-out findings.
+def place_map(
+    logits: list[np.ndarray], truth: list[np.ndarray], empty: list[np.ndarray], per_slice: float
+) -> LogisticMap:
+    """Shift the map logit so that one half is the threshold with the best mean Dice over held-out findings.
 
     Args:
-        logits: `findings tokens`.
-        truth: the share of each token inside, per finding.
-        empty: `slices tokens`, map logits where the finding is not.
+        logits: of each finding's image or slice, any shape.
+        truth: the share of each pixel inside, per finding.
+        empty: images or slices where the finding is not.
         per_slice: how many such slices stand beside each that shows it.
     """
-    cuts = np.quantile(logits, np.linspace(0.3, 0.999, 100))
-    rows = []
-    for cut in cuts:
-        beside = per_slice * float((empty >= cut).sum(axis=1).mean()) if per_slice else 0.0
-        marked = logits >= cut
-        overlap = [float((m * t).sum()) for m, t in zip(marked, truth, strict=True)]
-        sizes = [float(m.sum() + t.sum()) + beside for m, t in zip(marked, truth, strict=True)]
-        rows.append(np.mean([2 * o / s for o, s in zip(overlap, sizes, strict=True)]))
-    return LogisticMap(slope=1.0, bias=-float(cuts[int(np.argmax(rows))]))
+    cuts = np.quantile(np.concatenate([part.ravel() for part in logits]), np.linspace(0.3, 0.999, 100))
+    beside = np.array([np.mean([(part >= cut).sum() for part in empty]) if per_slice else 0.0 for cut in cuts])
+    dice = np.zeros(len(cuts))
+    for part, inside in zip(logits, truth, strict=True):
+        marked = part.ravel()[None] >= cuts[:, None]
+        dice += 2 * (marked @ inside.ravel()) / (marked.sum(axis=1) + inside.sum() + per_slice * beside)
+    best = int(dice.argmax())
+    print(f"    place: mean Dice {dice[best] / len(logits):.3f} at {cuts[best]:.2f}", flush=True)
+    return LogisticMap(slope=1.0, bias=-float(cuts[best]))
 
 
-def calibrate(
-    branch: GlintBranch, cases: list[Case], real: list[Case], modality: str, text: TextEncoder
-) -> ModalityCalibration:
+class Held:
+    """Held-out cases of one modality, with what a place threshold is measured on.
+
+    Args:
+        config: the training run of the branch.
+        ct: folder of the CT scans; slices are drawn again, because voxels were not cached.
+    """
+
+    def __init__(self, config: TrainConfig, ct: Path) -> None:
+        assert isinstance(config.data, CachedData)
+        self.config, self.modality, self.grid = config, config.branch.preprocess.kind, config.data.grid_tokens
+        self.cases = bags(load_cases(config.data.folder, "val"), self.modality)
+        self.slabs = held_out_slabs(load_cases(config.data.folder, "val"), ct) if self.modality == "CT" else []
+
+    def pixels(self, concept: str, logits: np.ndarray, k: int) -> np.ndarray:
+        """A case's map as it is thresholded: tokens of a radiograph, voxels of a CT (half of them) with their density."""
+        if not self.slabs:
+            return logits
+        tokens = torch.from_numpy(logits.reshape(1, 1, *self.grid))
+        hu = self.slabs[k].volume_hu[1, ::2, ::2]
+        fine = torch.nn.functional.interpolate(tokens, size=hu.shape, mode="bilinear")[0, 0].numpy()
+        return fine + DENSITY[concept].log_share(hu) if concept in DENSITY else fine
+
+    def truth(self, concept: str, k: int) -> np.ndarray:
+        """Where the finding is, on the grid of `pixels`."""
+        if not self.slabs:
+            return coverage_of(self.cases[k], concept)
+        slab = self.slabs[k]
+        masks = [m[1, ::2, ::2] for m, fact in zip(slab.masks, slab.facts, strict=True) if fact.concept == concept]
+        return np.logical_or.reduce(masks).astype(np.float32)
+
+
+def held_out_slabs(cases: list[Case], ct: Path) -> list[SimulatedVolume]:
+    """The slabs behind cached held-out cases, whose groups name their bodies; twins follow each other."""
+    base, seen, slabs = load_base(ct, VAL_BASE), Counter[str](), []
+    for case in cases:
+        body = int(case.group.split("/")[1])
+        _, slab = make_body([base], np.ones(1), body, seen[case.group], ())
+        assert slab.facts == case.facts
+        seen[case.group] += 1
+        slabs.append(slab)
+    return slabs
+
+
+def calibrate(branch: GlintBranch, held: Held, real: list[Case], text: TextEncoder) -> ModalityCalibration:
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
     for concept in BANK:
-        verdicts = np.array([verdict(Fact(concept), case) for case in cases])
-        shown = np.flatnonzero(verdicts == "holds")
-        if len(shown) < MIN_POSITIVES:
+        verdicts = np.array([verdict(Fact(concept), case) for case in held.cases])
+        if (verdicts == "holds").sum() < MIN_POSITIVES:
             continue
-        with torch.inference_mode():
-            texts = text.embed(list(BANK[concept]))
-        places = [Place(concept in IN_LUNGS)] * len(texts)
-        scores, logits = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True, places=places)
+        scores, logits = asked(branch, held.cases, held, concept, text)
         known = verdicts != "unknown"
         labels = (verdicts == "holds")[known]
-        domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[modality])]
-        domains += real_scores(branch, real, concept, modality, texts)
+        domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[held.modality])]
+        domains += real_scores(branch, real, held, concept, text)
         to_logit = logistic(*domains)
+        print(f"{held.modality} {concept}: slope {to_logit.slope:.1f} over {len(domains)} domains", flush=True)
         if to_logit.slope < MIN_SLOPE:  # held-out images with and without it score alike
             continue
         presence[concept] = to_logit
         pooled += domains
-        mean_map = logits.float().mean(dim=0).numpy()
-        truth = [coverage_of(cases[k], concept) for k in shown]
-        empty = mean_map[verdicts == "fails"]
-        pixels[concept] = best_pixel_map(mean_map[shown], truth, empty, SLICES_WITHOUT[modality])
+        maps = [held.pixels(concept, row, k) for k, row in enumerate(logits.float().mean(dim=0).numpy())]
+        shown, absent = (np.flatnonzero(verdicts == v) for v in ("holds", "fails"))
+        truth = [held.truth(concept, k) for k in shown]
+        beside = SLICES_WITHOUT[held.modality]
+        pixels[concept] = place_map([maps[k] for k in shown], truth, [maps[k] for k in absent], beside)
     mean = LogisticMap(slope=1.0, bias=float(np.mean([p.bias for p in pixels.values()])))
     return ModalityCalibration(
         presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels,
-        in_lungs=tuple(sorted(IN_LUNGS)) if branch.place is not None else (),
+        in_lungs=held.config.fit.in_lungs if branch.place is not None else (),
+        density=DENSITY if held.modality == "CT" else {},
     )  # fmt: skip
 
 
+def asked(
+    branch: GlintBranch, cases: list[Case], held: Held, concept: str, text: TextEncoder
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and map logits of all prompts of a concept, looked for where it may be."""
+    with torch.inference_mode():
+        texts = text.embed(list(BANK[concept]))
+    places = [Place(concept in held.config.fit.in_lungs)] * len(texts)
+    return score_cases(branch, cases, held.grid, texts, valid_depth=True, places=places)
+
+
 def real_scores(
-    branch: GlintBranch, cases: list[Case], concept: str, modality: str, texts: torch.Tensor
+    branch: GlintBranch, cases: list[Case], held: Held, concept: str, text: TextEncoder
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and labels on real images, if their labels know the concept and show it often enough."""
     verdicts = np.array([verdict(Fact(concept), case) for case in cases])
     known = verdicts != "unknown"
     if (verdicts == "holds").sum() < MIN_POSITIVES:
         return []
-    places = [Place(concept in IN_LUNGS)] * len(texts)
-    scores, _ = score_cases(branch, cases, GRIDS[modality], texts, valid_depth=True, places=places)
-    return [(scores[:, known].numpy().ravel(), np.tile((verdicts == "holds")[known], len(texts)))]
+    scores, _ = asked(branch, cases, held, concept, text)
+    return [(scores[:, known].numpy().ravel(), np.tile((verdicts == "holds")[known], len(scores)))]
 
 
 def coverage_of(case: Case, concept: str) -> np.ndarray:
     """Share of each token inside any finding of a concept."""
+    assert case.coverage is not None
     rows = [k for k, fact in enumerate(case.facts) if fact.concept == concept]
     return case.coverage[rows].float().amax(dim=0).numpy()
 
 
-def build(trunk: Path, text: Path, fits: dict[str, Path]) -> GlintModel:
+def build(trunk: Path, configs: dict[str, TrainConfig]) -> GlintModel:
     """The whole model with its trained and frozen weights."""
+    text = Path(configs["CXR"].text.source)
     config = GlintConfig(
         name="nano",
         image_backbone=AutoConfig.from_pretrained(trunk).to_diff_dict(),
         text_backbone=AutoConfig.from_pretrained(text).to_diff_dict(),
         max_text_tokens=64,
         train_text=False,
-        branches=BRANCHES,
+        branches={modality: shipped_branch(run) for modality, run in configs.items()},
     )
     model = GlintModel(config, Tokenizer.from_file(str(text / "tokenizer.json"))).eval()
     model.trunk.backbone.load_state_dict(quantize_in_place(load_backbone(trunk)).state_dict(), strict=True)
     model.text.backbone.load_state_dict(quantize_in_place(load_backbone(text)).state_dict(), strict=True)
-    for modality, folder in fits.items():
-        model.branches[modality].load_state_dict(load_file(folder / "branch.safetensors"), strict=True)
+    for modality, run in configs.items():
+        model.branches[modality].load_state_dict(load_file(run.out / "branch.safetensors"), strict=True)
         model.branches[modality].bfloat16().float()
     return model
 
@@ -204,16 +291,16 @@ def build(trunk: Path, text: Path, fits: dict[str, Path]) -> GlintModel:
 def main() -> None:
     """Assemble, calibrate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("trunk", "text", "fit_cxr", "cxr", "fit_ct", "ct", "out"):
+    for name in ("trunk", "ct", "out"):
         parser.add_argument(name, type=Path)
     args = parser.parse_args()
-    model = build(args.trunk, args.text, {"CXR": args.fit_cxr, "CT": args.fit_ct})
-    text = text_tower(args.text)
-    folders = {"CXR": args.cxr, "CT": args.ct}
-    held_out = {m: bags(load_cases(f, "val"), m) for m, f in folders.items()}
-    real = [c for c in load_cases(args.cxr, "real_test") if fold(c.group.split("|")[0]) in CALIBRATION_FOLDS]
-    labelled = {"CXR": real, "CT": []}
-    maps = {m: calibrate(model.branches[m], cases, labelled[m], m, text) for m, cases in held_out.items()}
+    configs = {modality: load_config(path) for modality, path in RECIPES.items()}
+    model, text = build(args.trunk, configs), text_tower(Path(configs["CXR"].text.source))
+    held = {modality: Held(config, args.ct) for modality, config in configs.items()}
+    assert isinstance(configs["CXR"].data, CachedData)
+    labelled = load_cases(configs["CXR"].data.folder, "real_test")
+    real = [c for c in labelled if fold(c.group.split("|")[0]) in CALIBRATION_FOLDS]
+    maps = {m: calibrate(model.branch(m), held[m], real if m == "CXR" else [], text) for m in configs}
     calibration = Calibration(
         modalities=maps,
         scope_threshold=SCOPE_THRESHOLD,

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from radglint.errors import ConfigError
 from radglint.losses import multi_positive_info_nce
 from radglint.model import GlintConfig, GlintModel, trunk_blocks
+from radglint.place import Place
 from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 SENTENCES = ["a nodule in the left lung", "large right pleural effusion", "no mass"]
@@ -209,16 +210,23 @@ def test_earlier_blocks_stand_beside_the_last_one(image: str) -> None:
 
 
 @torch.no_grad()
-def test_the_lung_field_is_a_log_probability_and_nothing_without_its_head() -> None:
-    plain, _, _ = _case("dinov2")
-    branch = GlintModel(_with_lung_field(plain.config), tiny_tokenizer()).eval().branch("CXR")
-    mixed = torch.randn(2, 5, plain.branch("CXR").mixer.norm.normalized_shape[0])
-    assert branch.lung_field is not None
-    expected = torch.log(1 / (1 + torch.exp(-branch.lung_field(mixed)[..., 0])))
-    torch.testing.assert_close(branch.log_lung_field(mixed), expected)
-    assert torch.equal(plain.branch("CXR").log_lung_field(mixed), torch.zeros(2, 5))
-
-
-def _with_lung_field(config: GlintConfig) -> GlintConfig:
-    branches = {m: b.model_copy(update={"lung_field": True}) for m, b in config.branches.items()}
-    return config.model_copy(update={"branches": branches})
+@pytest.mark.parametrize("valid", [False, True])
+def test_a_branch_looks_where_a_text_wants_it(valid: bool) -> None:
+    plain, modality, pixels = _case("dinov2")
+    branches = {m: b.model_copy(update={"place_field": True}) for m, b in plain.config.branches.items()}
+    model = GlintModel(plain.config.model_copy(update={"branches": branches}), tiny_tokenizer()).eval()
+    branch, features = model.branch(modality), model.branch_features(pixels, modality)
+    texts = model.text.embed(["left nodule", "nodule"])
+    kept = torch.arange(0, features.tokens.shape[2], 2)
+    places = [Place(in_lungs=True, side="left"), Place()]
+    anywhere = branch(features.tokens, features.grid, texts, valid, kept)
+    there = branch(features.tokens, features.grid, texts, valid, kept, places)
+    prior = branch.place_prior(features.tokens, features.grid, places, valid, kept)
+    assert prior is not None
+    torch.testing.assert_close(there.gate_logits, anywhere.gate_logits + prior)
+    torch.testing.assert_close(there.scores[1], anywhere.scores[1])
+    assert (there.scores[0] - anywhere.scores[0]).abs().max() > 1e-4
+    assert not any(p.requires_grad for p in branch.place.parameters())  # type: ignore[union-attr]
+    unplaced = plain.branch(modality)(features.tokens, features.grid, texts, valid, kept, places)
+    without = plain.branch(modality)(features.tokens, features.grid, texts, valid, kept)
+    assert torch.equal(unplaced.scores, without.scores)

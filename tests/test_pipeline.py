@@ -20,6 +20,7 @@ from radglint.errors import CheckpointError, ConfigError, ImageError, InputError
 from radglint.gate import GateConfig, SparseGate
 from radglint.image import MedicalImage
 from radglint.pipeline import GlintAnswerer, Pipeline, choose_device, probability, trunk_dtype
+from radglint.place import PlaceField
 from radglint.preprocess import CtPreprocess, ct_canvas, preprocess
 from tiny_models import tiny_model, write_tiny_checkpoint
 
@@ -127,27 +128,32 @@ def test_a_slice_that_shows_nothing_caps_its_patches() -> None:
     assert (pipeline_module.capped(tokens[0], torch.tensor([-4.0]), 0.0) < -3.9).all()
 
 
-def test_what_lies_in_the_lungs_only_is_marked_down_outside_them(checkpoint: Checkpoint, pipeline: Pipeline) -> None:
-    """The lung field enters the map logits of the concepts that the calibration names, and of no other."""
-    plain = pipeline.ask(IMAGES["CXR"], PHRASES)
+def with_places(checkpoint: Checkpoint, logits: dict[str, float]) -> Pipeline:
+    """The same model with a place field that says the same of every patch: logits of "lung" and "left"."""
     model = tiny_model()
     branch = model.branch("CXR")
-    branch.load_state_dict(checkpoint.model.branch("CXR").state_dict())
-    branch.lung_field = torch.nn.Linear(branch.mixer.norm.normalized_shape[0], 1)
     model.load_state_dict(checkpoint.model.state_dict(), strict=False)
+    branch.place = PlaceField(model.trunk.embed_dim)
+    branch.place.head.weight.zero_()
+    branch.place.head.bias.copy_(torch.tensor([logits["lung"], logits["left"]]))
     entries = calibration().modalities
     entries["CXR"] = entries["CXR"].model_copy(update={"in_lungs": ("nodule",)})
     told = calibration().model_copy(update={"modalities": entries})
-    with_field = build(replace(checkpoint, model=model, calibration=told))
-    encoded = with_field.encode_image(IMAGES["CXR"])
-    nodule, effusion = with_field.ask(encoded, PHRASES)
-    with torch.inference_mode():
-        field = branch.log_lung_field(encoded.tokens)[0].numpy().reshape(nodule.token_logits.shape)
-    slope = entries["CXR"].pixel.slope
-    np.testing.assert_allclose(nodule.token_logits, plain[0].token_logits + slope * field, atol=2e-3)
-    np.testing.assert_allclose(effusion.token_logits, plain[1].token_logits, atol=2e-3)
-    assert field.std() > 1e-3
-    assert nodule.score == pytest.approx(plain[0].score, abs=1e-5)
+    return build(replace(checkpoint, model=model, calibration=told))
+
+
+def test_a_finding_is_looked_for_where_the_query_and_anatomy_say(checkpoint: Checkpoint, pipeline: Pipeline) -> None:
+    queries = ["nodule", "left nodule", "right nodule", "effusion", "right effusion"]
+    plain = pipeline.ask(IMAGES["CXR"], queries)
+    on_left = with_places(checkpoint, {"lung": 30.0, "left": 30.0}).ask(IMAGES["CXR"], queries)
+    for k in (0, 1, 3):  # all is lung, all is left
+        np.testing.assert_allclose(on_left[k].token_logits, plain[k].token_logits, atol=2e-3)
+        assert on_left[k].score == pytest.approx(plain[k].score, abs=1e-4)
+    for k in (2, 4):  # nothing is on the right: no patch, and the score is the null slot's
+        assert (plain[k].token_logits - on_left[k].token_logits).min() > 5
+    closed = with_places(checkpoint, {"lung": -30.0, "left": 0.0}).ask(IMAGES["CXR"], queries)
+    assert (plain[0].token_logits - closed[0].token_logits).min() > 5
+    np.testing.assert_allclose(closed[3].token_logits, plain[3].token_logits, atol=2e-3)  # fluid is not in the lung
 
 
 @pytest.mark.parametrize("modality", ["CXR", "CT"])

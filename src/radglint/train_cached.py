@@ -205,7 +205,12 @@ class CachedTask:
             return {}
         held_out, pooling = self._load(self.data.val_prefix), self.config.branch.gate.pooling
         metrics = evaluate_cases(
-            self.branch, held_out, self.data.grid_tokens, self.embed, per_case=pooling in RELATIVE_POOLINGS
+            self.branch,
+            held_out,
+            self.data.grid_tokens,
+            self.embed,
+            per_case=pooling in RELATIVE_POOLINGS,
+            in_lungs=self.config.fit.in_lungs,
         )
         self.branch.train()
         write_json(run / "metrics.json", metrics)

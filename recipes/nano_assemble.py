@@ -41,7 +41,8 @@ RECIPES = {m: Path(__file__).parent / f"{m.lower()}_nano.toml" for m in ("CXR", 
 MAP_CONTENT_WEIGHT = {"CXR": 2.0, "CT": 8.0}
 DENSITY = {
     "nodule": DensityRange(low_hu=-500), "mass": DensityRange(low_hu=-400),
-    "calcified nodule": DensityRange(low_hu=100), "consolidation": DensityRange(low_hu=-400), "atelectasis": DensityRange(low_hu=-400),
+    "calcified nodule": DensityRange(low_hu=100),
+    "consolidation": DensityRange(low_hu=-400), "atelectasis": DensityRange(low_hu=-400),
     "ground-glass opacity": DensityRange(low_hu=-800), "pleural effusion": DensityRange(low_hu=-150, high_hu=150),
     "pneumothorax": DensityRange(high_hu=-900), "emphysema": DensityRange(high_hu=-900),
 }  # fmt: skip
@@ -179,7 +180,7 @@ class Held:
         self.slabs = held_out_slabs(load_cases(config.data.folder, "val"), ct) if self.modality == "CT" else []
 
     def pixels(self, concept: str, logits: np.ndarray, k: int) -> np.ndarray:
-        """A case's map as it is thresholded: tokens of a radiograph, voxels of a CT (half of them) with their density."""
+        """A case's map as it is thresholded: tokens of a radiograph, half the voxels of a CT and their density."""
         if not self.slabs:
             return logits
         tokens = torch.from_numpy(logits.reshape(1, 1, *self.grid))

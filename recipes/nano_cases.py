@@ -1,4 +1,4 @@
-"""Step 5 of `nano`: forty real radiographs that it was not trained on, with what it marks, on one page to look at.
+"""Step 6 of `nano`: forty real radiographs that it was not trained on, with what it marks, on one page to look at.
 
 Command: python recipes/nano_cases.py ../shared/data OUT.html [--model src/radglint/weights/nano]
 Time:    about a minute on 2 cores.
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import radglint
 from nano_evaluate import peak_of
-from nano_features_cxr import NIH_CONCEPTS, fold
+from nano_features_cxr import NIH_CONCEPTS, fold, in_covid_training
 from radglint.writing import write_text
 
 TILE_PX, MASK_RGB, MASK_ALPHA = 320, (255, 60, 0), 0.35
@@ -56,7 +56,7 @@ def covid_cases(folder: Path, rng: np.random.Generator) -> list[tuple[Path, str,
     sick = [
         r
         for r in json.loads((folder / "records.json").read_text())
-        if r["view"] != "L" and r["finding"] != "No Finding"
+        if r["view"] != "L" and r["finding"] != "No Finding" and not in_covid_training(r)
     ]
     return [
         (folder / sick[k]["image"], "consolidation", sick[k]["finding"]) for k in rng.permutation(len(sick))[:NUM_COVID]

@@ -1,4 +1,4 @@
-"""Step 4 of `nano`: the shipped checkpoint on real images that it was not trained on, by the public pipeline only.
+"""Step 5 of `nano`: the shipped checkpoint on real images that it was not trained on, by the public pipeline only.
 
 Command: python recipes/nano_evaluate.py ../shared/data [--model src/radglint/weights/nano] [--out runs/real.json]
 Time:    about 6 minutes on 2 cores.
@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import radglint
 from nano_assemble import CALIBRATION_FOLDS
-from nano_features_cxr import NIH_CONCEPTS, fold
+from nano_features_cxr import NIH_CONCEPTS, fold, in_covid_training
 
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
           "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip
@@ -111,9 +111,10 @@ def peak_of(finding: radglint.Finding) -> tuple[int, ...]:
 def evaluate_lung_boxes(pipe: radglint.Pipeline, folder: Path) -> dict:
     """Whether a lung finding is marked in the lungs, and one of a side on that side.
 
-    Frontal radiographs of diseased lungs with radiologists' boxes around both lungs.
+    Frontal radiographs of diseased lungs, of patients not trained on, with radiologists' boxes around both lungs.
     """
-    usable = [r for r in json.loads((folder / "records.json").read_text()) if r["view"] != "L" and r["lung_boxes"]]
+    records = [r for r in json.loads((folder / "records.json").read_text()) if not in_covid_training(r)]
+    usable = [r for r in records if r["view"] != "L" and r["lung_boxes"]]
     rows, sides = [], []
     for record in (r for r in usable if r["finding"] != "No Finding"):
         queries = ["consolidation", *(f"consolidation in the {side} lung" for side in SIDES)]

@@ -216,6 +216,8 @@ def test_a_branch_looks_where_a_text_wants_it(valid: bool) -> None:
     branches = {m: b.model_copy(update={"place_field": True}) for m, b in plain.config.branches.items()}
     model = GlintModel(plain.config.model_copy(update={"branches": branches}), tiny_tokenizer()).eval()
     branch, features = model.branch(modality), model.branch_features(pixels, modality)
+    assert branch.place is not None
+    torch.nn.init.normal_(branch.place.head.weight)
     texts = model.text.embed(["left nodule", "nodule"])
     kept = torch.arange(0, features.tokens.shape[2], 2)
     places = [Place(in_lungs=True, side="left"), Place()]
@@ -226,7 +228,7 @@ def test_a_branch_looks_where_a_text_wants_it(valid: bool) -> None:
     torch.testing.assert_close(there.gate_logits, anywhere.gate_logits + prior)
     torch.testing.assert_close(there.scores[1], anywhere.scores[1])
     assert (there.scores[0] - anywhere.scores[0]).abs().max() > 1e-4
-    assert not any(p.requires_grad for p in branch.place.parameters())  # type: ignore[union-attr]
+    assert not any(p.requires_grad for p in branch.place.parameters())
     unplaced = plain.branch(modality)(features.tokens, features.grid, texts, valid, kept, places)
     without = plain.branch(modality)(features.tokens, features.grid, texts, valid, kept)
     assert torch.equal(unplaced.scores, without.scores)

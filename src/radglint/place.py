@@ -62,6 +62,8 @@ class PlaceField(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.head = nn.Linear(embed_dim + 4 * _NUM_FREQUENCIES, 2)  # lung or not, left or right
+        nn.init.zeros_(self.head.weight)  # until it is fitted it says the same of every patch
+        nn.init.zeros_(self.head.bias)
         self.requires_grad_(False)
 
     def features(self, tokens: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 
 from radglint.alignment import Alignment
 from radglint.cases import Case
@@ -69,6 +69,12 @@ class FitConfig(BaseModel):
     in_lungs: tuple[str, ...] = ()  # concepts whose gate opens in the lungs only, at the height that is said
     gradient_clip: float = 1.0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _places_need_maps(self) -> FitConfig:
+        if self.in_lungs and not self.evidence_weight:
+            raise ValueError("in_lungs needs evidence_weight above 0: without maps the loss has no place to look")
+        return self
 
 
 class SentencePool:

@@ -160,7 +160,8 @@ def _cached_problems(config: TrainConfig) -> list[str]:
 
 def _pair_problems(config: TrainConfig) -> list[str]:
     fit = config.fit
-    cached_only = {"group_size": fit.group_size != 1, "valid_depth": fit.valid_depth, "token_shift": fit.token_shift}
+    cached_only = {"group_size": fit.group_size != 1, "valid_depth": fit.valid_depth, "token_shift": fit.token_shift,
+                   "in_lungs": bool(fit.in_lungs)}  # fmt: skip
     problems = [f"fit.{key}: is for data of kind 'cases'; leave it out" for key, given in cached_only.items() if given]
     return problems + (["trunk: is missing, and data of kind 'pairs' needs it"] if config.trunk is None else [])
 

@@ -40,7 +40,7 @@ from radglint.simulation.film import FILM_PX, Film, drr_film
 from radglint.simulation.radiograph import FULL_WEIGHTS, make_image
 from radglint.train import NOT_IN_LABELS, native_autocast
 
-NUM_TRAIN, NUM_VAL, SHARD_CASES = 1900, 200, 100  # bodies; each is painted twice
+NUM_TRAIN, NUM_VAL, SHARD_CASES = 1500, 200, 100  # bodies; each is painted twice
 SEED = 20261124
 GRID = (28, 28)
 TRUNK_LAYERS = (6,)  # beside the last one: a linear probe finds nodules and masks better in it than in block 9

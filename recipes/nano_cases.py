@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import radglint
 from nano_evaluate import peak_of
-from nano_features_cxr import NIH_CONCEPTS, fold, in_covid_training
+from nano_features_cxr import NIH_CONCEPTS, fold, covid_training_patients
 from radglint.writing import write_text
 
 TILE_PX, MASK_RGB, MASK_ALPHA = 320, (255, 60, 0), 0.35
@@ -53,11 +53,10 @@ def nih_cases(folder: Path, rng: np.random.Generator) -> list[tuple[Path, str, s
 
 def covid_cases(folder: Path, rng: np.random.Generator) -> list[tuple[Path, str, str]]:
     """Frontal radiographs of pneumonia from another collection."""
-    sick = [
-        r
-        for r in json.loads((folder / "records.json").read_text())
-        if r["view"] != "L" and r["finding"] != "No Finding" and not in_covid_training(r)
-    ]
+    records = json.loads((folder / "records.json").read_text())
+    trained = covid_training_patients(records)
+    frontal = [r for r in records if r["view"] != "L" and r["finding"] != "No Finding"]
+    sick = [r for r in frontal if r["patientid"] not in trained]
     return [
         (folder / sick[k]["image"], "consolidation", sick[k]["finding"]) for k in rng.permutation(len(sick))[:NUM_COVID]
     ]

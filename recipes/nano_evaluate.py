@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import radglint
 from nano_assemble import CALIBRATION_FOLDS
-from nano_features_cxr import NIH_CONCEPTS, fold, in_covid_training
+from nano_features_cxr import NIH_CONCEPTS, fold, covid_training_patients
 
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
           "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip
@@ -113,8 +113,9 @@ def evaluate_lung_boxes(pipe: radglint.Pipeline, folder: Path) -> dict:
 
     Frontal radiographs of diseased lungs, of patients not trained on, with radiologists' boxes around both lungs.
     """
-    records = [r for r in json.loads((folder / "records.json").read_text()) if not in_covid_training(r)]
-    usable = [r for r in records if r["view"] != "L" and r["lung_boxes"]]
+    records = json.loads((folder / "records.json").read_text())
+    trained = covid_training_patients(records)
+    usable = [r for r in records if r["view"] != "L" and r["lung_boxes"] and r["patientid"] not in trained]
     rows, sides = [], []
     for record in (r for r in usable if r["finding"] != "No Finding"):
         queries = ["consolidation", *(f"consolidation in the {side} lung" for side in SIDES)]

@@ -55,7 +55,8 @@ NOT_NORMAL = {
 # CT whose reconstructed radiographs are bases too, with the side of a real mass that a sentence states.
 DRR_TRAIN = {"lungdx_a0001": "left", "fourd_lung_113": "left"}
 DRR_VIEWS = 10
-BASE_SHARES = {"normal": 0.45, "labelled": 0.25, "covid": 0.2, "drr": 0.1}  # of the bodies
+BASE_SHARES = {"normal": 0.45, "labelled": 0.25, "covid": 0.1, "drr": 0.1}  # of the bodies
+FREE_LICENCES = ("CC BY 3.0", "CC BY 4.0", "listed as authorized for everyone")
 NIH_CONCEPTS = {
     "Pneumonia": "consolidation", "Infiltration": "consolidation", "Consolidation": "consolidation",
     "Atelectasis": "atelectasis", "Effusion": "pleural effusion", "Edema": "interstitial pattern",
@@ -231,13 +232,15 @@ def prepare_films(groups: dict[str, list[tuple[Path, str, tuple[Fact, ...]]]], t
 def covid_rows(folder: Path) -> list[tuple[Path, str, tuple[Fact, ...]]]:
     """Frontal radiographs of the training patients of the COVID-19 image data."""
     records = json.loads((folder / "records.json").read_text())
-    kept = [r for r in records if r["view"] != "L" and in_covid_training(r)]
+    patients = covid_training_patients(records)
+    kept = [r for r in records if r["view"] != "L" and r["patientid"] in patients]
     return [(folder / r["image"], f"covid {r['patientid']}", covid_facts(r)) for r in kept]
 
 
-def in_covid_training(record: dict) -> bool:
-    """Whether a patient of the COVID-19 image data is trained on; the others judge."""
-    return fold(f"covid {record['patientid']}") >= 4
+def covid_training_patients(records: list[dict]) -> set[str]:
+    """Patients that are trained on: of the training folds, and only of images that anyone may build on; others judge."""
+    bound = {r["patientid"] for r in records if not r["license"].startswith(FREE_LICENCES)}
+    return {r["patientid"] for r in records if fold(f"covid {r['patientid']}") >= 4} - bound
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 import radglint
 from nano_evaluate import peak_of
-from nano_features_cxr import NIH_CONCEPTS, fold, covid_training_patients
+from nano_features_cxr import NIH_CONCEPTS, covid_training_patients, fold
 from radglint.writing import write_text
 
 TILE_PX, MASK_RGB, MASK_ALPHA = 320, (255, 60, 0), 0.35

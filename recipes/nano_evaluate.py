@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 import radglint
 from nano_assemble import CALIBRATION_FOLDS
-from nano_features_cxr import NIH_CONCEPTS, fold, covid_training_patients
+from nano_features_cxr import NIH_CONCEPTS, covid_training_patients, fold
 
 LABELS = ("Effusion", "Pneumothorax", "Consolidation", "Infiltration", "Pneumonia", "Atelectasis", "Cardiomegaly",
           "Edema", "Nodule", "Mass", "Emphysema")  # fmt: skip

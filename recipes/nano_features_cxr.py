@@ -238,7 +238,7 @@ def covid_rows(folder: Path) -> list[tuple[Path, str, tuple[Fact, ...]]]:
 
 
 def covid_training_patients(records: list[dict]) -> set[str]:
-    """Patients that are trained on: of the training folds, and only of images that anyone may build on; others judge."""
+    """Patients that are trained on: of the training folds, with images that anyone may build on; the others judge."""
     bound = {r["patientid"] for r in records if not r["license"].startswith(FREE_LICENCES)}
     return {r["patientid"] for r in records if fold(f"covid {r['patientid']}") >= 4} - bound
 

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from radglint.density import DensityRange
 from radglint.errors import ImageError, InputError
 from radglint.image import MedicalImage
 from radglint.localize import area_px, boxes, peak, probability_map, threshold_mask, volume_ml
 from radglint.preprocess import PreprocessRecord
+from radglint.resample import Box
 
 
 def plain_record(native: tuple[int, ...], patch: int) -> PreprocessRecord:
@@ -90,6 +92,32 @@ def test_mask_of_a_large_volume_needs_little_memory() -> None:
     tracemalloc.stop()
     assert mask.any()
     assert peak_bytes < mask.size * 1.5 + 2**20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lowered_voxels_leave_mask_and_peak_as_the_whole_map_says(seed: int) -> None:
+    """Masks and peaks look at a few blocks only; voxels marked down by their density do not change that."""
+    rng = np.random.default_rng(seed)
+    record = PreprocessRecord((24, 150, 140), (6, 15, 14), plain_record((24, 150, 140), 10).native_to_grid)
+    record.native_to_grid[0, 0], record.native_to_grid[0, 3] = 0.25, -0.375
+    logits = rng.normal(-3, 2, record.grid_shape)
+    hu = rng.choice([-900.0, 30.0], size=record.native_shape, p=[0.97, 0.03]).astype(np.float32)
+    image = MedicalImage(hu, "CT", "HU", (2.0, 1.0, 1.0), np.diag([1.0, 1.0, 2.0, 1.0]))
+    density = DensityRange(low_hu=-400)
+
+    def lowering(box: Box) -> np.ndarray:
+        return density.log_share(hu[tuple(slice(*ends) for ends in box)])
+
+    whole = probability_map(logits, record, lowering)
+    plain = np.clip(probability_map(logits, record), 1e-7, 1 - 1e-7)
+    expected = 1 / (1 + np.exp(-(np.log(plain / (1 - plain)) + density.log_share(hu))))
+    np.testing.assert_allclose(whole, expected, atol=1e-4)
+    assert not whole[hu < -400].max() > 0.01
+    for threshold in (0.0, 0.3, 0.5, 0.9):
+        np.testing.assert_array_equal(threshold_mask(logits, record, threshold, lowering), whole >= threshold)
+    found = peak(logits, record, image, lowering)
+    assert found.probability == pytest.approx(float(whole.max()), rel=1e-6)
+    assert whole[found.index] == whole.max()
 
 
 def test_peak_in_2d() -> None:

@@ -152,7 +152,7 @@ def _make(ct: MedicalImage) -> MadeRadiograph:
     lungs = project_lungs(anatomy.labels[lowest:, ::-1], thin, VIEW)
     made = simulate(render_drr(chest, VIEW).array, lungs, np.random.default_rng(SEED), FACTS)
     masks = {fact.concept: mask for fact, mask in zip(made.facts, made.masks, strict=True)}
-    masks["mass"] = project_mask(_ball(thin), thin, VIEW)
+    masks["mass"] = project_mask(mass_ball(thin), thin, VIEW)
     return MadeRadiograph(np.rint(made.image * 255).astype(np.uint8), masks)
 
 
@@ -164,8 +164,8 @@ def _part(image: MedicalImage, lowest: int, stride: int) -> MedicalImage:
     return MedicalImage(array, "CT", "HU", spacing_from_affine(affine), affine, image.path, image.steps)
 
 
-def _ball(image: MedicalImage) -> np.ndarray:
-    """A ball with the centre and the diameter of the outlined mass."""
+def mass_ball(image: MedicalImage) -> np.ndarray:
+    """A ball with the centre and the diameter of the outlined mass, on the grid of the CT of `chest_ct`."""
     centre = apply_affine(np.linalg.inv(np.array(image.affine)), np.array(MASS_CENTRE_MM))
     sizes = zip(image.shape, centre, spacing_from_affine(np.array(image.affine)), strict=True)
     depth, height, width = (((np.arange(count) - middle) * step) ** 2 for count, middle, step in sizes)

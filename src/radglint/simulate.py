@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from radglint.demo_images import chest_ct
+from radglint.demo_images import chest_ct, mass_ball
 from radglint.errors import InputError
 from radglint.image import MedicalImage
 from radglint.reading import read_image
@@ -23,13 +23,13 @@ from radglint.simulation.anatomy_cxr import LungFields, heart_between
 from radglint.simulation.benchmark import BENCHMARKS, Base, Benchmark, data_name, native_digest, read_benchmark, verify
 from radglint.simulation.case import FilmSource, Kind, Plan, Source, VolumeSource
 from radglint.simulation.ct import CtBase, make_base
-from radglint.simulation.ct_base import base_from_image, canonical_volume
+from radglint.simulation.ct_base import canonical_volume
 from radglint.simulation.dataset import write_dataset
 from radglint.simulation.film import Film
 from radglint.simulation.healing import cover_lesions
 
 KINDS: tuple[Kind, ...] = ("cxr", "ct", "drr")
-BENCHMARK_STEP_MM = 5.0
+BENCHMARK_STEP_MM, DRR_STEP_MM = 5.0, 2.5
 DRR_VIEWS = 16
 _LUNG_PX = 256  # frozen lungs are kept at half the size of a film
 
@@ -125,14 +125,17 @@ def benchmark_source(benchmark: Benchmark, folder: Path | None) -> Source:
         raise InputError(f"{benchmark.name}: needs {need}")
     if folder is None:
         image = _checked(chest_ct(), benchmark.bases[0])
-        volume = dataclasses.replace(base_from_image(image), name=benchmark.bases[0].patient)
+        volume = _healed(image, mass_ball(image), DRR_STEP_MM, benchmark.bases[0].patient)
         return sources.drr_source(VolumeSource([volume], [volume.name]), benchmark.seed, views=DRR_VIEWS)
     images = [_checked(folder / base.name, base) for base in benchmark.bases]
     if kind == "cxr":
         lungs = _frozen_lungs(benchmark)
         rows = zip(images, lungs, benchmark.bases, strict=True)
         return FilmSource([Film(sources.film_sized(i.array), field, b.patient, name=b.name) for i, field, b in rows])
-    volumes = [_healed(image, folder, base) for image, base in zip(images, benchmark.bases, strict=True)]
+    volumes = [
+        _healed(image, _outline(image, folder, base), BENCHMARK_STEP_MM, base.name.split("/")[0])
+        for image, base in zip(images, benchmark.bases, strict=True)
+    ]
     return VolumeSource(volumes, [base.patient for base in benchmark.bases])
 
 
@@ -163,24 +166,26 @@ def unpack_lungs(packed: np.ndarray) -> LungFields:
     return LungFields(left=left, right=right, heart=heart_between(left, right))
 
 
-def _healed(image: MedicalImage, folder: Path, base: Base) -> CtBase:
-    """A CT as a base, its real lesions covered with lung from nearby."""
-    volume, _ = canonical_volume(image, step_mm=BENCHMARK_STEP_MM)
-    spacing = (BENCHMARK_STEP_MM, 1.0, 1.0)
-    if base.lesions:
-        outline = _mask_on_grid(folder / base.lesions, image)
+def _healed(image: MedicalImage, lesions: np.ndarray | None, step_mm: float, name: str) -> CtBase:
+    """A CT as a base, its real lesions (a mask on its own grid) covered with lung from nearby."""
+    volume, _ = canonical_volume(image, step_mm=step_mm)
+    spacing = (step_mm, 1.0, 1.0)
+    if lesions is not None:
+        placed = dataclasses.replace(image, array=np.ascontiguousarray(lesions, np.float32))
+        outline = canonical_volume(placed, step_mm=step_mm)[0] > 0.2
         labels = find_anatomy(volume, spacing).labels
         volume = cover_lesions(volume, outline, (labels == LEFT_LUNG) | (labels == RIGHT_LUNG), spacing)
-    return make_base(volume, spacing, name=base.name.split("/")[0])
+    return make_base(volume, spacing, name=name)
 
 
-def _mask_on_grid(path: Path, image: MedicalImage) -> np.ndarray:
-    """A NIfTI mask of the CT's own grid, on the canonical one."""
+def _outline(image: MedicalImage, folder: Path, base: Base) -> np.ndarray | None:
+    """The mask of a base's real lesions on the CT's own grid, or None where the list names none."""
+    if not base.lesions:
+        return None
     import nibabel as nib
 
-    stored = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    stored = nib.load(folder / base.lesions)  # pyright: ignore[reportPrivateImportUsage]
     mask = np.asarray(stored.dataobj, np.float32).transpose(2, 1, 0)  # pyright: ignore[reportAttributeAccessIssue]
     if mask.shape != image.shape:
-        raise InputError(f"{path}: expected a mask of the CT's shape {image.shape}, got {mask.shape}")
-    placed = dataclasses.replace(image, array=np.ascontiguousarray(mask), path=str(path))
-    return canonical_volume(placed, step_mm=BENCHMARK_STEP_MM)[0] > 0.2
+        raise InputError(f"{folder / base.lesions}: expected a mask of the CT's shape {image.shape}, got {mask.shape}")
+    return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from radglint.image import MedicalImage
 from radglint.pipeline import load
 from radglint.preprocess import CxrPreprocess, preprocess
 from radglint.reading import list_files, read_image, sniff
-from radglint.simulation.anatomy_cxr import LungFields, find_lungs, fit_lung_tokens
+from radglint.simulation.anatomy_cxr import LungFields, find_lungs, fit_lung_tokens, heart_between
 from radglint.simulation.canvas import resize
 from radglint.simulation.case import FilmSource, VolumeSource
 from radglint.simulation.ct import CtBase
@@ -191,5 +192,7 @@ def drr_source(volumes: VolumeSource, seed: int, *, views: int = VIEWS) -> FilmS
         for view in range(views):
             rng = np.random.default_rng([seed, 8, number, view])
             film = drr_film(volume, patient, (), rng)
-            films.append(Film(film.picture, film.lungs, patient, name=f"{volume.name}_view{view:02d}"))
+            heart = heart_between(film.lungs.left, film.lungs.right)  # the CT's own heart reaches into the liver
+            lungs = replace(film.lungs, heart=heart)
+            films.append(Film(film.picture, lungs, patient, name=f"{volume.name}_view{view:02d}"))
     return FilmSource(films, "drr")

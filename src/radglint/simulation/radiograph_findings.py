@@ -223,7 +223,7 @@ def _span(canvas: Canvas, side: str) -> tuple[np.ndarray, np.ndarray, int, int]:
 
 
 def _meniscus_fluid(canvas: Canvas, fact: Fact, side: str, rng: np.random.Generator) -> np.ndarray:
-    """Fill the base below a line that rises towards the chest wall, diaphragm included."""
+    """Fill the base below a line that rises towards the chest wall, diaphragm included, without a lower edge."""
     lung = canvas.lungs.lung(side)
     rows, lateral, top, bottom = _span(canvas, side)
     deep = (bottom - top) * rng.uniform(*_FLUID_SHARE[fact.size or "medium"])
@@ -233,7 +233,8 @@ def _meniscus_fluid(canvas: Canvas, fact: Fact, side: str, rng: np.random.Genera
     level = bottom + 12 - (deep + 12) * (floor + (1 - floor) * rise) + 2.5 * smooth_noise((1, lung.shape[1]), 40, rng)
     column = np.maximum.accumulate(lung, axis=0) & (rows <= bottom + 4)
     wall = grow(column, 4)
-    share = sigmoid((rows - level) / rng.uniform(2.5, 7)) * soft(wall & (rows <= bottom + 6), 2.5)
+    behind = np.exp(-(((rows - bottom).clip(0, None) / rng.uniform(25, 60)) ** 2))  # no edge below: fades in the abdomen
+    share = sigmoid((rows - level) / rng.uniform(2.5, 7)) * soft(wall, 2.5) * behind
     fluid = (share * rng.uniform(0.72, 0.94)).astype(np.float32)
     canvas.add(fluid)
     haze = np.exp(-(level - rows).clip(0, None) / rng.uniform(12, 40)) * soft(lung, 2.0) * (1 - share)

@@ -231,9 +231,8 @@ def _meniscus_fluid(canvas: Canvas, fact: Fact, side: str, rng: np.random.Genera
     rise = ((lateral - 0.5) / 0.5).clip(0, 1.1) ** 1.2 if small else lateral.clip(0, 1.05) ** rng.uniform(1.8, 3.2)
     floor = 0.0 if small else rng.uniform(0.3, 0.6)
     level = bottom + 12 - (deep + 12) * (floor + (1 - floor) * rise) + 2.5 * smooth_noise((1, lung.shape[1]), 40, rng)
-    column = np.maximum.accumulate(lung, axis=0) & (rows <= bottom + 4)
-    wall = grow(column, 4)
-    behind = np.exp(-(((rows - bottom).clip(0, None) / rng.uniform(25, 60)) ** 2))  # no edge below: fades in the abdomen
+    wall = grow(np.maximum.accumulate(lung, axis=0), 4)
+    behind = np.exp(-(((rows - bottom).clip(0, None) / rng.uniform(25, 60)) ** 2))  # fades in the abdomen
     share = sigmoid((rows - level) / rng.uniform(2.5, 7)) * soft(wall, 2.5) * behind
     fluid = (share * rng.uniform(0.72, 0.94)).astype(np.float32)
     canvas.add(fluid)

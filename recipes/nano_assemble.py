@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,12 @@ from radglint.density import DensityRange
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.text import TextEncoder
 from radglint.model import BranchConfig, GlintBranch, GlintConfig, GlintModel
-from radglint.place import Place
+from radglint.place import Place, place_prior
 from radglint.quantize import quantize_in_place
 from radglint.scope import OUTSIDE
 from radglint.simulation.ct import SimulatedVolume
 from radglint.simulation.sentences import BANK, HELD_OUT, Fact
-from radglint.train import score_cases, verdict
+from radglint.train import verdict
 from radglint.train_config import CachedData, TrainConfig, load_config
 
 RECIPES = {m: Path(__file__).parent / f"{m.lower()}_nano.toml" for m in ("CXR", "CT")}
@@ -212,15 +214,17 @@ def held_out_slabs(cases: list[Case], ct: Path) -> list[SimulatedVolume]:
 def calibrate(branch: GlintBranch, held: Held, real: list[Case], text: TextEncoder) -> ModalityCalibration:
     """Presence per concept over all its prompts; the place threshold per concept over its held-out findings."""
     presence, pixels, pooled = {}, {}, []
+    in_lungs, encoded = held.config.fit.in_lungs, Encoded.of(branch, held.cases, held.grid)
+    encoded_real = Encoded.of(branch, real, held.grid) if real else encoded
     for concept in BANK:
         verdicts = np.array([verdict(Fact(concept), case) for case in held.cases])
         if (verdicts == "holds").sum() < MIN_POSITIVES:
             continue
-        scores, logits = asked(branch, held.cases, held, concept, text)
+        scores, logits = asked(branch, encoded, concept, in_lungs, text)
         known = verdicts != "unknown"
         labels = (verdicts == "holds")[known]
         domains = [volume_scores(scores[:, known].numpy(), labels, VOLUME_SLICES[held.modality])]
-        domains += real_scores(branch, real, held, concept, text)
+        domains += real_scores(branch, real, encoded_real, concept, in_lungs, text)
         to_logit = logistic(*domains)
         print(f"{held.modality} {concept}: slope {to_logit.slope:.1f} over {len(domains)} domains", flush=True)
         if to_logit.slope < MIN_SLOPE:  # held-out images with and without it score alike
@@ -240,25 +244,49 @@ def calibrate(branch: GlintBranch, held: Held, real: list[Case], text: TextEncod
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Cases as the gate reads them: mixed tokens, and the place field."""
+
+    mixed: torch.Tensor
+    field: torch.Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, branch: GlintBranch, cases: list[Case], grid: tuple[int, int]) -> Encoded:
+        """Encode once; every concept is asked of the same tokens."""
+        assert branch.place is not None
+        reach, mixed, fields = branch.mixer.reach, [], []
+        for k in range(0, len(cases), 16):
+            tokens = torch.stack([case.tokens for case in cases[k : k + 16]]).float()
+            mixed.append(branch.mixer(tokens, grid, True))
+            fields.append(branch.place(tokens[:, reach : tokens.shape[1] - reach], grid))
+        return cls(torch.cat(mixed), torch.cat(fields))
+
+
+@torch.inference_mode()
 def asked(
-    branch: GlintBranch, cases: list[Case], held: Held, concept: str, text: TextEncoder
+    branch: GlintBranch, encoded: Encoded, concept: str, in_lungs: Sequence[str], text: TextEncoder
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and map logits of all prompts of a concept, looked for where it may be."""
-    with torch.inference_mode():
-        texts = text.embed(list(BANK[concept]))
-    places = [Place(concept in held.config.fit.in_lungs)] * len(texts)
-    return score_cases(branch, cases, held.grid, texts, valid_depth=True, places=places)
+    """Scores `prompts cases` and map logits `prompts cases tokens` of a concept, looked for where it may be."""
+    texts = branch.text_adapter(text.embed(list(BANK[concept])))
+    places, scores, logits = [Place(concept in in_lungs)] * len(texts), [], []
+    for mixed, field in zip(encoded.mixed.split(16), encoded.field.split(16), strict=True):
+        gated = branch.gate(mixed, texts, place_prior(field, places))
+        scores.append(gated.scores)
+        logits.append(gated.map_logits.half())
+    return torch.cat(scores, dim=1), torch.cat(logits, dim=1)
 
 
 def real_scores(
-    branch: GlintBranch, cases: list[Case], held: Held, concept: str, text: TextEncoder
+    branch: GlintBranch, cases: list[Case], encoded: Encoded, concept: str, in_lungs: Sequence[str], text: TextEncoder
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Scores and labels on real images, if their labels know the concept and show it often enough."""
     verdicts = np.array([verdict(Fact(concept), case) for case in cases])
     known = verdicts != "unknown"
     if (verdicts == "holds").sum() < MIN_POSITIVES:
         return []
-    scores, _ = asked(branch, cases, held, concept, text)
+    scores, _ = asked(branch, encoded, concept, in_lungs, text)
     return [(scores[:, known].numpy().ravel(), np.tile((verdicts == "holds")[known], len(scores)))]
 
 

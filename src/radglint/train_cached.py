@@ -24,6 +24,7 @@ from radglint.errors import ConfigError
 from radglint.gate import GatedScores
 from radglint.gather import gather_images
 from radglint.model import GlintBranch
+from radglint.place import Place
 from radglint.recompute import in_pieces
 from radglint.report_pairs import share_of_rank
 from radglint.train import SentencePool, batch_order, branch_loss, native_autocast
@@ -182,7 +183,7 @@ class CachedTask:
         with native_autocast():
             gated = self.branch(
                 case.tokens[None], self.data.grid_tokens, self.embed([f"There is {fact.concept}."]),
-                self.config.fit.valid_depth,
+                self.config.fit.valid_depth, None, [Place(fact.concept in self.config.fit.in_lungs)],
             )  # fmt: skip
         gate = gated.gate[0, 0].float().reshape(-1, height, width).numpy()
         best = int(gate.max(axis=(1, 2)).argmax())

@@ -234,8 +234,10 @@ def _meniscus_fluid(canvas: Canvas, fact: Fact, side: str, rng: np.random.Genera
     wall = grow(np.maximum.accumulate(lung, axis=0), 4)
     behind = np.exp(-(((rows - bottom).clip(0, None) / rng.uniform(25, 60)) ** 2))  # fades in the abdomen
     share = sigmoid((rows - level) / rng.uniform(2.5, 7)) * soft(wall, 2.5) * behind
-    fluid = (share * rng.uniform(0.72, 0.94)).astype(np.float32)
-    canvas.add(fluid)
+    fluid = (share * rng.uniform(0.8, 0.97)).astype(np.float32)
+    abdomen = canvas.image[bottom + 6 : bottom + 46][:, lung.any(axis=0)]  # as dense as fluid: no diaphragm is seen
+    dense = float(np.median(abdomen)) if abdomen.size else canvas.tissue
+    canvas.add(fluid, target=max(canvas.tissue, dense))
     haze = np.exp(-(level - rows).clip(0, None) / rng.uniform(12, 40)) * soft(lung, 2.0) * (1 - share)
     canvas.add((haze * rng.uniform(0.05, 0.35)).astype(np.float32))
     blurred = ndimage.gaussian_filter(canvas.image, 5)

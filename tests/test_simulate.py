@@ -331,17 +331,9 @@ def test_rounding_is_tolerated_and_more_is_not(built, small_benchmark):
     assert benchmark.verify(built, dataclasses.replace(small_benchmark, frozen=near)) == 1
 
 
-def shipped(name: str) -> Benchmark:
-    """The frozen list; a loud skip before it was made (`recipes/freeze_simfind.py`)."""
-    try:
-        return read_benchmark(name)
-    except InputError as error:
-        pytest.skip(f"NOT FROZEN YET: {error}")
-
-
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_shipped_benchmark_is_split_by_patient(name):
-    frozen = shipped(name)
+    frozen = read_benchmark(name)
     if BENCHMARKS[name] != "drr":  # its bases are views of one CT
         patients = {s: {frozen.bases[c.base].patient for c in frozen.cases if c.split == s} for s in ("val", "test")}  # type: ignore[index]
         assert patients["val"]
@@ -353,7 +345,7 @@ def test_a_shipped_benchmark_is_split_by_patient(name):
 
 
 def test_the_first_cases_of_simfind_cxr_come_out_as_frozen(shared_data, tmp_path):
-    whole = shipped("simfind-cxr")
+    whole = read_benchmark("simfind-cxr")
     cases = (*whole.cases[:1], *[c for c in whole.cases if c.split == "test"][:2])
     source = simulate.benchmark_source(whole, shared_data / "nih_cxr")
     dataset.write_dataset(source, tmp_path, cases, whole.seed)

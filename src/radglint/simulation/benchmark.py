@@ -112,7 +112,7 @@ def read_benchmark(name: str) -> Benchmark:
         raise InputError(f"--benchmark: expected one of {', '.join(BENCHMARKS)}, got {name!r}")
     file = importlib.resources.files("radglint") / "data" / f"{data_name(name)}.json"
     if not file.is_file():
-        raise InputError(f"{name}: its list {data_name(name)}.json is not in this copy of radglint (not frozen yet)")
+        raise InputError(f"{name}: its list {data_name(name)}.json is not in this copy of radglint; install it again")
     stored = json.loads(file.read_text(encoding="utf-8"))
     plans = tuple(plan(r["name"], stored["seed"], r["index"], r["base"], r["split"]) for r in stored["cases"])
     frozen = {r["name"]: _stored_fingerprint(r) for r in stored["cases"]}

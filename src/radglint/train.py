@@ -64,6 +64,7 @@ class FitConfig(BaseModel):
     patch_dropout: float = Field(0.0, ge=0, lt=1)  # of the patches, up to this share is left out of a step
     evidence_weight: NonNegativeFloat = 0.0  # of `evidence_loss` on the map logits; 0 = off
     evidence_offset: float = 4.0  # the map logit that is neither yes nor no
+    patches_per_token: PositiveInt = 1  # patches of 14 px or 14 mm that a token stands for, see `SHOWN_PATCHES`
     gradient_clip: float = 1.0
     seed: int = 0
 
@@ -201,6 +202,7 @@ def branch_loss(
     loss = align + config.sparsity_weight * sparsity
     if gated is not None:
         share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
+        share /= config.patches_per_token
         shown = torch.tensor([max(1, round(shown_patches(s) * share)) for s in statements])
         evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, shown)
         log["evidence"] = float(evidence.detach())

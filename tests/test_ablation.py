@@ -5,9 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from radglint.ablation import AS_GIVEN, PAIR_VARIANTS, VARIANTS, ablate, changed, table, variants_for
+from radglint.ablation import (
+    AS_GIVEN,
+    CACHED_VARIANTS,
+    PAIR_VARIANTS,
+    VARIANTS,
+    ablate,
+    changed,
+    difference_table,
+    table,
+    token_coverage,
+    variants_for,
+)
 from radglint.cli import main
 from radglint.errors import ConfigError
 from train_runs import RECIPES, tiny_run
@@ -19,7 +31,7 @@ pytest.importorskip("accelerate", reason="the extra radglint[train] is not insta
 def test_every_variant_is_a_configuration_and_differs(tmp_path: Path, recipe: str) -> None:
     config = tiny_run(tmp_path, recipe)
     variants = variants_for(config)
-    assert set(variants) == set(VARIANTS) | (set(PAIR_VARIANTS) if recipe == "cxr_base" else set())
+    assert set(variants) == {*VARIANTS, *(PAIR_VARIANTS if recipe == "cxr_base" else CACHED_VARIANTS)}
     made = [changed(config, changes, Path("x"), 0, None).model_dump_json() for changes in variants.values()]
     repeated = {"cosine anchor"} if recipe == "cxr_base" else set()  # what the recipe has already
     assert len(set(made)) == len(made) - len(repeated)
@@ -56,11 +68,50 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_the_table_has_mean_and_spread() -> None:
     rows = {"a": [{"auroc": 0.5, "dice": 0.2}, {"auroc": 0.7, "dice": 0.2}], "b": [{"auroc": 0.5}]}
     assert table(rows).splitlines() == [
-        "| variant | auroc | pointing | dice | seeds |",
-        "|---|---|---|---|---|",
-        "| a | 0.600 ± 0.141 | - | 0.200 ± 0.000 | 2 |",
-        "| b | 0.500 | - | - | 1 |",
+        "| variant | auroc | pointing | dice | false_area | seeds |",
+        "|---|---|---|---|---|---|",
+        "| a | 0.600 ± 0.141 | - | 0.200 ± 0.000 | - | 2 |",
+        "| b | 0.500 | - | - | - | 1 |",
     ]
+
+
+def test_a_difference_is_bold_if_it_is_more_than_the_spread() -> None:
+    """The spread of b is .014 in Dice; one seed has none, and seeds are compared in pairs."""
+    rows = {
+        "a": [{"auroc": 0.5, "dice": 0.20}, {"auroc": 0.7, "dice": 0.20}, {"auroc": 0.9}],
+        "b": [{"auroc": 0.6, "dice": 0.18}, {"auroc": 0.8, "dice": 0.16}],
+        "c": [{"auroc": 0.1}],
+    }
+    assert difference_table(rows).splitlines()[2:] == [
+        "| b | +0.100 | - | **-0.030** | - |",
+        "| c | -0.400 | - | - | - |",
+    ]
+
+
+def test_coverage_is_the_share_of_each_token_inside_the_mask() -> None:
+    masks = np.zeros((1, 4, 6), dtype=bool)
+    masks[0, :2, :3] = True
+    masks[0, 3, 5] = True
+    assert token_coverage(masks, (2, 2)).tolist() == [[1.0, 0.0, 0.0, pytest.approx(1 / 6, abs=1e-3)]]  # pyright: ignore[reportOptionalMemberAccess]
+    assert token_coverage(masks[:0], (2, 2)) is None
+
+
+def test_pairs_of_the_simulator_are_measured_with_their_masks(tmp_path: Path) -> None:
+    """The held-out manifest has facts and masks, so that pointing and Dice are known, not the AUROC alone."""
+    config = tiny_run(tmp_path, "cxr_base", fit__steps=1)
+    manifest = config.data.val_manifest
+    assert manifest is not None
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        facts = [{"concept": "nodule", "side": "left", "zone": None, "size": None, "mask": 0}] if number % 2 else []
+        np.savez(tmp_path / f"{number}.npz", masks=np.ones((len(facts), 64, 64), np.uint8))
+        row |= {"modality": "CXR", "facts": facts, "masks": f"{number}.npz"}
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    (means,) = ablate(config, num_seeds=1, only=["Gram anchor"])["Gram anchor"]
+    assert means["pointing"] == 1.0
+    assert means["dice"] > 0.5
+    assert 0 <= means["auroc"] <= 1
+    assert (config.out / "ablation" / "table.md").read_text().startswith("| variant | auroc |")
 
 
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from radglint.case_metrics import auroc, concept_metrics, mean_metrics, metrics_table, presence_metrics
+from radglint.case_metrics import (
+    auroc,
+    concept_metrics,
+    evaluate_best_reading,
+    mean_metrics,
+    metrics_table,
+    presence_metrics,
+)
 from radglint.cases import Case
+from radglint.encoders.mixer import MixerConfig
+from radglint.gate import GateConfig
+from radglint.model import BranchConfig, GlintBranch
+from radglint.preprocess import CxrPreprocess
 from radglint.simulation.facts import Fact
 
 
@@ -44,6 +55,37 @@ def test_measures_worked_by_hand() -> None:
     assert got["pointing"] == pytest.approx(2 / 3)
     assert got["chance"] == pytest.approx((0.5 + 0.5 + 0.25) / 3)
     assert got["dice"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_a_map_of_any_scale_is_read_at_its_own_thresholds() -> None:
+    """Adding a constant to the logits and stretching them changes nothing; the threshold marks whom it should."""
+    cases = [case("pleural effusion", [1, 1, 0, 0]) for _ in range(3)] + [case(None) for _ in range(3)]
+    maps = np.array([[2.0, 1.5, -3, -4]] * 3 + [[-1, -1, 1.8, -2]] * 3)
+    scores = np.array([3.0, 2, 4, 1, 0, 0.5])
+    got = concept_metrics("pleural effusion", cases, scores, maps, any_scale=True)
+    assert got["dice"] == pytest.approx(1.0)
+    assert got["false_area"] == pytest.approx(0.25)
+    moved = concept_metrics("pleural effusion", cases, scores, 5 * maps - 70, any_scale=True)
+    assert {k: v for k, v in moved.items() if k != "threshold"} == {k: v for k, v in got.items() if k != "threshold"}
+
+
+def test_the_best_reading_of_a_map_counts() -> None:
+    """With a closed gate everywhere alike, only the fit of patch and text shows the place."""
+    torch.manual_seed(0)
+    gate = GateConfig(joint_dim=8, gate_dim=4, initial_bias=0.0)
+    config = BranchConfig(
+        preprocess=CxrPreprocess(), mixer=MixerConfig(width=8, num_layers=1, attention=False), gate=gate
+    )
+    branch = GlintBranch(8, 6, config)
+    cases = [Case(torch.randn(1, 4, 8), (Fact("mass"),) if k % 2 else (), torch.ones(1, 4) if k % 2 else None)
+             for k in range(8)]  # fmt: skip
+    embed = lambda texts: torch.ones(len(texts), 6)  # noqa: E731
+    metrics, reading = evaluate_best_reading(branch, cases, (2, 2), embed, (0.0, 4.0))
+    assert set(metrics) == {"mass"}
+    assert metrics["mass"]["pointing"] == 1.0
+    assert reading in {f"fit x {w}, {scale}" for w in (0, 4) for scale in ("one scale", "relative")}
+    assert branch.gate.config == gate
+    assert evaluate_best_reading(branch, cases[::2], (2, 2), embed, (0.0,)) == ({}, "")
 
 
 def test_too_few_cases_are_not_measured() -> None:

@@ -41,6 +41,7 @@ def document(recipe: str, **changes: Any) -> dict[str, Any]:
         ("cxr_nano", {"branch__gate__pooling": "max"}, "branch.gate.pooling: .*'max'"),
         ("cxr_base", {"trunk": None}, "trunk: is missing, and data of kind 'pairs' needs it"),
         ("cxr_base", {"fit__group_size": 2}, "fit.group_size: is for data of kind 'cases'"),
+        ("cxr_base", {"fit__evidence_weight": 0.5}, "fit.evidence_weight: is for data of kind 'cases'"),
         ("cxr_base", {"data__manifests": []}, "data: expected manifests, shards or both, got neither"),
         ("cxr_base", {"data__said": ["maybe"]}, "data.said.0: .*'maybe'"),
         ("cxr_base", {"trunk__trained_blocks": 0}, "trunk: anchor: a frozen trunk needs none"),

@@ -22,8 +22,8 @@ from radglint.alignment import Alignment
 from radglint.cases import Case
 from radglint.losses import SparsityKind, evidence_loss, multi_positive_info_nce, sparsity_of_sums
 from radglint.model import GlintBranch
-from radglint.pipeline import trunk_dtype
 from radglint.place import Place
+from radglint.precision import autocast
 from radglint.simulation.entailment import Verdict, holds_for, spoken
 from radglint.simulation.sentences import Fact, write
 
@@ -67,6 +67,7 @@ class FitConfig(BaseModel):
     evidence_weight: NonNegativeFloat = 0.0  # of `evidence_loss` on the map logits; 0 = off
     evidence_offset: float = 4.0  # the map logit that is neither yes nor no
     in_lungs: tuple[str, ...] = ()  # concepts whose gate opens in the lungs only, at the height that is said
+    patches_per_token: PositiveInt = 1  # patches of 14 px or 14 mm that a token stands for, see `SHOWN_PATCHES`
     gradient_clip: float = 1.0
     seed: int = 0
 
@@ -102,8 +103,7 @@ class SentencePool:
 
 def native_autocast() -> torch.autocast:
     """Matrix products in bfloat16 where the processor has them, else in float32: emulated, they are 6 times slower."""
-    dtype = trunk_dtype(torch.device("cpu"))
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    return autocast("auto", torch.device("cpu"))
 
 
 def verdict(statement: Fact, case: Case) -> Verdict:
@@ -191,7 +191,7 @@ def branch_loss(
     positives, negatives = label_pairs(statements, cases)
     kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
     share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
-    shown = torch.tensor([share * shown_patches(s) for s in statements])
+    shown = torch.tensor([share * shown_patches(s) / config.patches_per_token for s in statements])
     if kept_patches is not None:  # what shows in a patch or two may have been left out: not asked in this step
         positives, negatives = (pairs & (shown >= LEAST_SHOWN)[:, None] for pairs in (positives, negatives))
     with native_autocast():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import nn
 from radglint.alignment import Alignment, align
 from radglint.case_metrics import evaluate_cases, mean_metrics
 from radglint.cases import Case, crop_slices, load_cases
+from radglint.encoders.text import TextEncoder
 from radglint.errors import ConfigError
 from radglint.gate import GatedScores
 from radglint.gather import gather_images
@@ -28,7 +30,7 @@ from radglint.place import Place
 from radglint.recompute import in_pieces
 from radglint.report_pairs import share_of_rank
 from radglint.train import SentencePool, batch_order, branch_loss, native_autocast
-from radglint.train_config import CachedData, TrainConfig
+from radglint.train_config import CachedData, TextConfig, TrainConfig
 from radglint.train_log import GateView
 from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
 from radglint.writing import output_errors, write_json, write_text
@@ -36,6 +38,44 @@ from radglint.writing import output_errors, write_json, write_text
 VARIANTS = 12  # wordings of each fact
 RELATIVE_POOLINGS = ("mean", "softmax", "softmax_null")  # whose maps have no scale of their own
 Batch = tuple[list[Case], torch.Tensor, list[Any]]
+
+
+@lru_cache(maxsize=1)
+def _embedded(config: TextConfig) -> dict[str, torch.Tensor]:
+    """What a frozen tower has made of each sentence so far."""
+    return {}
+
+
+@torch.no_grad()
+def embed_once(tower: TextEncoder, config: TextConfig, sentences: Sequence[str]) -> torch.Tensor:
+    """`texts embed` of a frozen tower; no sentence is encoded twice in one process, however many runs it does.
+
+    Args:
+        tower: of that configuration.
+        config: what tells towers apart.
+        sentences: any number of texts.
+    """
+    known = _embedded(config)
+    new = sorted(set(sentences) - known.keys())
+    if new:
+        known.update(zip(new, tower.embed(new), strict=True))
+    return torch.stack([known[sentence] for sentence in sentences])
+
+
+def load_bags(data: CachedData, prefix: str) -> list[Case]:
+    """The cases of some shards, slabs cut into bags.
+
+    Raises:
+        ConfigError: no shard is there.
+    """
+    cases, size, beside = load_cases(data.folder, prefix), data.bag_slices, data.context_slices
+    if size is None:
+        return cases
+    bags = []
+    for case in cases:
+        starts = range(beside, case.tokens.shape[0] - size - beside + 1, size)
+        bags += crop_slices(case, list(starts), size, context_slices=beside)
+    return bags
 
 
 class SharedBranch:
@@ -96,7 +136,7 @@ class CachedTask:
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         assert isinstance(config.data, CachedData)
         self.config, self.data, self.ranks = config, config.data, ranks
-        self.cases = [case for prefix in self.data.train_prefixes for case in self._load(prefix)]
+        self.cases = [case for prefix in self.data.train_prefixes for case in load_bags(self.data, prefix)]
         self._check_cases()
         self.text = load_text_tower(config.text)
         self.pool = SentencePool(self.cases, self.embed, VARIANTS, config.fit.seed)
@@ -116,16 +156,6 @@ class CachedTask:
             )
         return width // blocks
 
-    def _load(self, prefix: str) -> list[Case]:
-        cases, size, beside = load_cases(self.data.folder, prefix), self.data.bag_slices, self.data.context_slices
-        if size is None:
-            return cases
-        bags = []
-        for case in cases:
-            starts = range(beside, case.tokens.shape[0] - size - beside + 1, size)
-            bags += crop_slices(case, list(starts), size, context_slices=beside)
-        return bags
-
     def _check_cases(self) -> None:
         shapes = {tuple(case.tokens.shape) for case in self.cases}
         height, width = self.data.grid_tokens
@@ -141,7 +171,7 @@ class CachedTask:
     @torch.no_grad()
     def embed(self, sentences: Sequence[str]) -> torch.Tensor:
         """`texts embed` of the frozen tower."""
-        return self.text.embed(sentences)
+        return embed_once(self.text, self.config.text, sentences)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Cases and sentences of each step."""
@@ -172,7 +202,7 @@ class CachedTask:
         """The first validation cases with a finding, asked for it; the slice with the highest gate."""
         if self.data.val_prefix is None:
             return []
-        shown = [case for case in self._load(self.data.val_prefix) if case.facts][: self.config.picture_cases]
+        shown = [case for case in load_bags(self.data, self.data.val_prefix) if case.facts][: self.config.picture_cases]
         self.branch.eval()
         views = [self._view(case) for case in shown]
         self.branch.train()
@@ -204,7 +234,7 @@ class CachedTask:
         write_text(run / "branch.json", self.config.branch.model_dump_json(indent=2))
         if self.data.val_prefix is None:
             return {}
-        held_out, pooling = self._load(self.data.val_prefix), self.config.branch.gate.pooling
+        held_out, pooling = load_bags(self.data, self.data.val_prefix), self.config.branch.gate.pooling
         metrics = evaluate_cases(
             self.branch,
             held_out,

@@ -14,6 +14,7 @@ from pydantic import model_validator as checked
 
 from radglint.errors import ConfigError
 from radglint.model import BranchConfig
+from radglint.precision import Precision
 from radglint.regularizer import Anchor
 from radglint.train import FitConfig
 
@@ -130,7 +131,7 @@ class TrainConfig(_Strict):
     fit: FitConfig = FitConfig()  # steps, images a step (over all processes), rates, sparsity, seed
     init: Path | None = None  # branch.safetensors of another run to go on from
     microbatch_images: PositiveInt | None = None  # encoded at a time; the contrastive batch stays whole; None = all
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "auto"  # of matrix products
     device: Literal["auto", "cpu"] = "auto"
     parallel: Literal["data", "fsdp2"] = "data"  # with more than one process
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # learning rate of a block over that of the next
@@ -153,15 +154,17 @@ def _cached_problems(config: TrainConfig) -> list[str]:
     wrong = {
         "trunk": config.trunk is not None, "text.trained": config.text.trained,
         "parallel": config.parallel != "data", "layer_decay": config.layer_decay != 1,
-        "precision": config.precision != "bfloat16",
+        "precision": config.precision != "auto",
     }  # fmt: skip
     return [f"{key}: cached tokens have no trunk and no tower to train; leave it out" for key in wrong if wrong[key]]
 
 
 def _pair_problems(config: TrainConfig) -> list[str]:
     fit = config.fit
-    cached_only = {"group_size": fit.group_size != 1, "valid_depth": fit.valid_depth, "token_shift": fit.token_shift,
-                   "in_lungs": bool(fit.in_lungs)}  # fmt: skip
+    cached_only = {
+        "group_size": fit.group_size != 1, "valid_depth": fit.valid_depth, "token_shift": fit.token_shift,
+        "patch_dropout": fit.patch_dropout, "evidence_weight": fit.evidence_weight, "in_lungs": fit.in_lungs,
+    }  # fmt: skip
     problems = [f"fit.{key}: is for data of kind 'cases'; leave it out" for key, given in cached_only.items() if given]
     return problems + (["trunk: is missing, and data of kind 'pairs' needs it"] if config.trunk is None else [])
 

@@ -21,6 +21,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from radglint.errors import ConfigError, TrainingError
+from radglint.precision import autocast
 from radglint.train import learning_rate_factor
 from radglint.train_cached import CachedTask
 from radglint.train_config import CachedData, TrainConfig
@@ -189,7 +190,7 @@ class Trainer:
         return numbers | {"learning_rate": rate}
 
     def _backward(self, step: int, batch: Any) -> Numbers | None:
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with autocast(self.config.precision, self.ranks.device):
             out = self.task.loss(batch, step)
         if out is None:
             return None

@@ -49,8 +49,7 @@ def smoke_config(config: TrainConfig, folder: Path) -> TrainConfig:
     values |= {"picture_every_steps": 1, "picture_cases": 2}
     values["microbatch_images"] = 2 if config.microbatch_images is not None else None
     values["fit"] |= {"steps": 1, "batch": BATCH, "warmup_steps": 1}
-    values["text"] |= {"source": str(_write_tower(folder / "text", _text_config())), "allow_download": False}
-    _write_tokenizer(folder / "text")
+    values["text"] |= {"source": str(write_text_tower(folder / "text")), "allow_download": False}
     if isinstance(config.data, CachedData):
         values["data"] |= _cached_values(config.data, folder)
     else:
@@ -128,6 +127,13 @@ def _write_ct(path: Path, rng: np.random.Generator) -> None:
     nibabel.save(nibabel.Nifti1Image(volume, np.diag([6.0, 6.0, 20.0, 1.0])), path)
 
 
+def write_text_tower(folder: Path, width: int = 32) -> Path:
+    """A tiny text tower with random weights and a tokenizer that spells; returns its folder."""
+    _write_tower(folder, _text_config(width))
+    _write_tokenizer(folder)
+    return folder
+
+
 def _write_tower(folder: Path, config: PretrainedConfig) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -152,8 +158,8 @@ def _vocabulary() -> list[str]:
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", ",", "-", *letters, *(f"##{letter}" for letter in letters)]
 
 
-def _text_config() -> PretrainedConfig:
-    return BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+def _text_config(width: int) -> PretrainedConfig:
+    return BertConfig(hidden_size=width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
                       vocab_size=len(_vocabulary()), max_position_embeddings=256,
                       hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
 

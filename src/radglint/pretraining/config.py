@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from pydantic import model_validator as checked
 
 from radglint.errors import ConfigError
+from radglint.precision import Precision
 from radglint.preprocess import PreprocessConfig
 
 
@@ -113,7 +114,7 @@ class PretrainConfig(_Strict):
     out: Path  # folder of the run; the adapted trunk is OUT/backbone
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "bfloat16"  # of matrix products; weights and loss stay float32
+    precision: Precision = "auto"  # of matrix products
     log_every_steps: PositiveInt = 10
     save_every_steps: PositiveInt = 100
     min_feature_std: NonNegativeFloat = 0.02  # of the teacher's features between images; below, the run has collapsed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from radglint.encoders.backbones import build_backbone, load_backbone
 from radglint.errors import ConfigError, TrainingError
+from radglint.precision import autocast
 from radglint.pretraining.collapse import check_spread, spread
 from radglint.pretraining.config import OptimizerConfig, PretrainConfig
 from radglint.pretraining.objective import MaskedPrediction, masked_smooth_l1
@@ -233,9 +234,7 @@ class _Run:
         return [batch.part(slice(k, k + size)) for k in range(0, len(batch.pixels), size)]
 
     def _precision(self) -> Any:
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return autocast(self.config.precision, self.device)
 
     def _diverged(self, step: int, loss: float, norm: float) -> str:
         state = latest_state(self.config.out)

@@ -42,7 +42,7 @@ _MEAN = {"branch.gate.pooling": "mean", "branch.gate.shared_space": True}  # its
 _RADZERO = {"branch.gate.pooling": "softmax", "branch.gate.shared_space": True, "branch.gate.initial_bias": 0.0,
             "fit.sparsity": "none"}  # fmt: skip
 _FLAIR = {"branch.gate.pooling": "softmax_null", "branch.gate.initial_bias": 0.0, "fit.sparsity": "none"}
-_BARE = {"fit.patch_dropout": 0.0, "fit.evidence_weight": 0.0}
+_BARE = {"fit.patch_dropout": 0.0, "fit.evidence_weight": 0.0, "fit.in_lungs": []}
 _NO_ANCHOR = {"trunk.anchor": {"form": "none"}}
 VARIANTS: dict[str, Changes] = {
     AS_GIVEN: {},
@@ -58,7 +58,7 @@ VARIANTS: dict[str, Changes] = {
 }  # fmt: skip
 CACHED_VARIANTS: dict[str, Changes] = {
     "no patch dropout": {"fit.patch_dropout": 0.0},
-    "no evidence loss": {"fit.evidence_weight": 0.0},
+    "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
     "neither coverage term": _BARE,
     "neither, mean pooling": _BARE | _MEAN,
     "neither, softmax (RadZero)": _BARE | _RADZERO,

@@ -192,8 +192,9 @@ def branch_loss(
     kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
     share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
     shown = torch.tensor([share * shown_patches(s) / config.patches_per_token for s in statements])
-    if kept_patches is not None:  # what shows in a patch or two may have been left out: not asked in this step
-        positives, negatives = (pairs & (shown >= LEAST_SHOWN)[:, None] for pairs in (positives, negatives))
+    clear = (shown >= LEAST_SHOWN)[:, None]
+    if kept_patches is not None and bool((positives & clear).any()):
+        positives, negatives = positives & clear, negatives & clear  # a patch or two may be left out: not asked now
     with native_autocast():
         if config.evidence_weight:
             places = [Place(s.concept in config.in_lungs, s.side, s.zone) for s in statements]

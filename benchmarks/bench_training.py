@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model
 from transformers.utils.logging import disable_progress_bar
 
-from bench_image_tower import matrix_rate
 from radglint.cases import Case, save_cases
 from radglint.precision import product_dtype
 from radglint.simulation.facts import CONCEPTS, Fact
@@ -40,6 +40,8 @@ TARGET_SHARE, TARGET_WAIT = 0.45, 0.05
 CPU = torch.device("cpu")
 ONE = Ranks(device=CPU)
 WIDTH, NUM_CASES, PAIR_PX = 384, 64, 224
+MATRIX = 2048
+Clock = Callable[[], float]
 SIZES = ("small", "moderate", "large")
 FIT = {"batch": 48, "group_size": 2, "valid_depth": True, "sparsity": "budget", "sparsity_weight": 5.0}
 GATE = {"initial_bias": -4.0, "map_content_weight": 8.0}
@@ -66,8 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, help="default: PyTorch's")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, for one thread on a loaded machine")
     options = parser.parse_args()
     disable_progress_bar()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = product_dtype("auto", CPU)
@@ -76,15 +80,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="radglint-") as folder:
         text = str(write_text_tower(Path(folder) / "text", WIDTH))
         for name, kind in BRANCHES.items():
-            report(name, dtype, *cached(kind, text, Path(folder) / name.replace(" ", "_"), options.steps))
-        report("pairs, 2 of 9 blocks", dtype, *pairs(text, Path(folder) / "pairs", options.steps))
+            measured = cached(kind, text, Path(folder) / name.replace(" ", "_"), options.steps, clock)
+            report(name, dtype, clock, *measured)
+        report("pairs, 2 of 9 blocks", dtype, clock, *pairs(text, Path(folder) / "pairs", options.steps, clock))
 
 
-def report(name: str, dtype: torch.dtype, seconds: float, wait: float, work: float | None = None) -> None:
+def report(
+    name: str, dtype: torch.dtype, clock: Clock, seconds: float, wait: float, work: float | None = None
+) -> None:  # fmt: skip
     """One line; the matrix rate is measured beside each case, since a shared machine changes."""
     line, misses = f"{name:<26}{1000 * seconds:>10.0f}", []
     if work is not None:
-        rate = matrix_rate(dtype, 3)
+        rate = matrix_rate(dtype, clock)
         share = work / seconds / rate
         line += f"{work / 1e9:>8.1f}{rate / 1e9:>16.0f}{share:>7.0%}"
         misses += [f"share below {TARGET_SHARE:.0%}"] if share < TARGET_SHARE else []
@@ -94,7 +101,18 @@ def report(name: str, dtype: torch.dtype, seconds: float, wait: float, work: flo
     print(f"{line}{wait:>7.1%}  {', '.join(misses) or 'ok'}", flush=True)
 
 
-def cached(kind: dict[str, Any], text: str, folder: Path, steps: int) -> tuple[float, float, float]:
+def matrix_rate(dtype: torch.dtype, clock: Clock) -> float:
+    """Operations a second of a large square product, at its best."""
+    left, right = (torch.rand(MATRIX, MATRIX).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        start = clock()
+        left @ right
+        seconds.append(clock() - start)
+    return 2.0 * MATRIX**3 / min(seconds[1:])
+
+
+def cached(kind: dict[str, Any], text: str, folder: Path, steps: int, clock: Clock) -> tuple[float, float, float]:
     """Seconds of a step, share of the time that waits for data, operations of a step."""
     height, width = kind["grid"]
     save_cases(folder / "cases" / "train_000", made_up_cases(kind, height * width))
@@ -106,7 +124,7 @@ def cached(kind: dict[str, Any], text: str, folder: Path, steps: int) -> tuple[f
         "fit": FIT | {"steps": steps + 1} | kind["fit"],
     })  # fmt: skip
     task = CachedTask(config, ONE)
-    seconds, wait = timed(Trainer(config, task, ONE), task)
+    seconds, wait = timed(Trainer(config, task, ONE), task, clock)
     works = [operations(task, batch, step) for step, batch in enumerate(task.batches(0, steps + 1))]
     return seconds, wait, float(np.mean(works[1:]))
 
@@ -139,7 +157,7 @@ def operations(task: CachedTask, batch: Any, step: int) -> float:
     return 3.0 * counter.get_total_flops() - 2.0 * entered[0] * task.branch.mixer.enter.out_features
 
 
-def pairs(text: str, folder: Path, steps: int) -> tuple[float, float]:
+def pairs(text: str, folder: Path, steps: int, clock: Clock) -> tuple[float, float]:
     """Seconds of a step and share that waits, with images read ahead by two processes."""
     folder.mkdir()
     trunk = Dinov2Config(
@@ -161,19 +179,21 @@ def pairs(text: str, folder: Path, steps: int) -> tuple[float, float]:
         "fit": {"steps": steps + 1, "batch": 8},
     })  # fmt: skip
     task = PairTask(config, ONE)
-    return timed(Trainer(config, task, ONE), task)
+    return timed(Trainer(config, task, ONE), task, clock)
 
 
-def timed(trainer: Trainer, task: Any) -> tuple[float, float]:
-    """Seconds of a step, data apart, and the share of all time that waits for them; the first step is left out."""
-    steps, waits, start = [], [], time.perf_counter()
+def timed(trainer: Trainer, task: Any, clock: Clock) -> tuple[float, float]:
+    """Seconds of a step without its data, and the share of all time that waits for data; the first step is left out."""
+    steps, waits, spent = [], [], []
+    start = time.perf_counter()
     for step, batch in enumerate(task.batches(0, trainer.config.fit.steps)):
-        ready = time.perf_counter()
+        waits.append(time.perf_counter() - start)
+        began = clock()
         trainer.train_step(step, batch)
-        waits.append(ready - start)
+        steps.append(clock() - began)
+        spent.append(time.perf_counter() - start)
         start = time.perf_counter()
-        steps.append(start - ready)
-    return float(np.median(steps[1:])), sum(waits[1:]) / (sum(waits[1:]) + sum(steps[1:]))
+    return float(np.median(steps[1:])), sum(waits[1:]) / sum(spent[1:])
 
 
 if __name__ == "__main__":

@@ -85,11 +85,9 @@ OUTSIDE_PROMPTS = (
 )  # fmt: skip
 
 
-def bags(cases: list[Case], modality: str) -> list[Case]:
-    """The middle slice of each CT slab, with its neighbours as context; radiographs as they are."""
-    if modality == "CXR":
-        return cases
-    return [bag for case in cases for bag in crop_slices(case, [1], 1, context_slices=1)]
+def middle_slice(case: Case) -> list[Case]:
+    """The middle slice of a CT slab with its neighbours as context; nothing where a finding hardly touches it."""
+    return crop_slices(case, [1], 1, context_slices=1)
 
 
 def text_tower(folder: Path) -> TextEncoder:
@@ -178,8 +176,9 @@ class Held:
     def __init__(self, config: TrainConfig, ct: Path) -> None:
         assert isinstance(config.data, CachedData)
         self.config, self.modality, self.grid = config, config.branch.preprocess.kind, config.data.grid_tokens
-        self.cases = bags(load_cases(config.data.folder, "val"), self.modality)
-        self.slabs = held_out_slabs(load_cases(config.data.folder, "val"), ct) if self.modality == "CT" else []
+        whole = load_cases(config.data.folder, "val")
+        self.cases = whole if self.modality == "CXR" else [bag for case in whole for bag in middle_slice(case)]
+        self.slabs = held_out_slabs(whole, ct) if self.modality == "CT" else []
 
     def pixels(self, concept: str, logits: np.ndarray, k: int) -> np.ndarray:
         """A case's map as it is thresholded: tokens of a radiograph, half the voxels of a CT and their density."""
@@ -200,14 +199,14 @@ class Held:
 
 
 def held_out_slabs(cases: list[Case], ct: Path) -> list[SimulatedVolume]:
-    """The slabs behind cached held-out cases, whose groups name their bodies; twins follow each other."""
+    """The slabs behind cached held-out cases whose middle slice is used; groups name their bodies, twins follow."""
     base, seen, slabs = load_base(ct, VAL_BASE), Counter[str](), []
     for case in cases:
         body = int(case.group.split("/")[1])
         _, slab = make_body([base], np.ones(1), body, seen[case.group], ())
         assert slab.facts == case.facts
         seen[case.group] += 1
-        slabs.append(slab)
+        slabs += [slab] if middle_slice(case) else []
     return slabs
 
 

@@ -29,6 +29,9 @@ from train_runs import flat, tiny_run, write_toml
 pytest.importorskip("accelerate", reason="the extra radglint[train] is not installed")
 
 
+PLAIN = {"fit__evidence_weight": 0.0, "fit__in_lungs": []}
+
+
 def gradients(config: TrainConfig, ranks: Ranks, step: int = 0) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and averaged gradients of one step; the update is not made."""
     task = CachedTask(config, ranks) if isinstance(config.data, CachedData) else PairTask(config, ranks)

@@ -179,7 +179,7 @@ cli.main(["train", sys.argv[2]])
 def test_a_killed_run_resumed_has_the_weights_of_one_that_was_not(tmp_path: Path, when: str) -> None:
     """SIGKILL; dropout, channel shifts and moving average included, bit by bit."""
     changes = {"fit__steps": 24, "checkpoint_every_steps": 3, "log_every_steps": 1, "branch__mixer__dropout": 0.3}
-    changes |= {"fit__token_shift": 0.2, "ema_decay": 0.9, "data__val_prefix": None}
+    changes |= {"fit__token_shift": 0.2, "ema_decay": 0.9, "data__val_prefix": None, "data__train_prefixes": ["train"]}
     config = tiny_run(tmp_path, "cxr_nano", **changes)
     straight = config.model_copy(update={"out": tmp_path / "straight"})
     train(straight)

@@ -49,15 +49,15 @@ class EncodedImage:
         image: the native image.
         record: from the native grid to the token grid and back.
         tokens: `1 tokens width`, text-independent.
-        places: `1 places tokens`, log-probabilities of lung, side and height; None if the model has no place field.
         model: fingerprint of the model that made it; another model refuses it.
+        places: `1 places tokens`, log-probabilities of lung, side and height; None if the model has no place field.
     """
 
     image: MedicalImage
     record: PreprocessRecord
     tokens: torch.Tensor
-    places: torch.Tensor | None
     model: str
+    places: torch.Tensor | None = None
 
 
 class Answerer(Protocol):
@@ -178,7 +178,7 @@ class GlintAnswerer:
             branch, grid = self.model.branch(image.modality), prepared.record.grid_shape[-2:]
             mixed = branch.mixer(tokens, grid)
             places = None if branch.place is None else branch.place(tokens, grid)
-        return EncodedImage(image, prepared.record, mixed.float(), places, self.fingerprint)
+        return EncodedImage(image, prepared.record, mixed.float(), self.fingerprint, places)
 
     def _trunk(self, slices: torch.Tensor, modality: Modality) -> torch.Tensor:
         """`depth height width` pixels to `1 depth patches embed` tokens."""

@@ -175,7 +175,7 @@ def _held_out(run: TrainConfig) -> Sequence[Case] | Sequence[_Known] | None:
     """Validation images with facts and places; None for reports alone, which the run itself measures."""
     if isinstance(run.data, CachedData):
         assert run.data.val_prefix is not None
-        return _cached_cases(run.data.model_copy(update={"train_prefixes": ()}), run.data.val_prefix)
+        return _cached_cases(run.data.model_copy(update={"train_prefixes": ()}), run.data.val_prefix)  # pyright: ignore[reportArgumentType]
     assert run.data.val_manifest is not None
     return _known_pairs(run.data.val_manifest)
 

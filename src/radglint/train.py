@@ -63,7 +63,7 @@ class FitConfig(BaseModel):
     sparsity: SparsityKind = "none"
     sparsity_weight: float = 0.0
     sparsity_budget: float = 0.05  # for the budget form: share of patches that a positive sentence may use
-    patch_dropout: float = Field(0.0, ge=0, lt=1)  # of the patches, up to this share is left out of a step
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)  # of the patches, up to this share is left out of a step
     evidence_weight: NonNegativeFloat = 0.0  # of `evidence_loss` on the map logits; 0 = off
     evidence_offset: float = 4.0  # the map logit that is neither yes nor no
     in_lungs: tuple[str, ...] = ()  # concepts whose gate opens in the lungs only, at the height that is said

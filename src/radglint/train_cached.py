@@ -55,7 +55,7 @@ def embed_once(tower: TextEncoder, config: TextConfig, sentences: Sequence[str])
         config: what tells towers apart.
         sentences: any number of texts.
     """
-    known = _embedded(config)
+    known = _embedded(config)  # pyright: ignore[reportArgumentType]
     new = sorted(set(sentences) - known.keys())
     if new:
         known.update(zip(new, tower.embed(new), strict=True))

@@ -158,8 +158,10 @@ def simulate(
     distractors = add_hard_distractors(canvas, rng) if hard else []
     kept = [k for k, mask in enumerate(canvas.masks) if mask.sum() >= _MIN_MASK_PX]
     picture = canvas.image.clip(0, 1).astype(np.float32)
-    facts, masks, contrasts = ([part[k] for k in kept] for part in (drawn, canvas.masks, contrasts))
-    return Simulated(picture, facts, masks, canvas.lungs, contrasts, distractors)
+    return Simulated(
+        picture, [drawn[k] for k in kept], [canvas.masks[k] for k in kept], canvas.lungs, [contrasts[k] for k in kept],
+        distractors,
+    )  # fmt: skip
 
 
 def _draw(canvas: Canvas, fact: Fact, rng: np.random.Generator) -> float:

@@ -6,7 +6,7 @@ Time:    about 20 s each.
 Needs:   the features of step 1 with their lungs.safetensors.
 Writes:  the file that the configuration names as `init`: an untrained branch that knows the lungs and their sides.
          With --branch FILE the trained branch in FILE gets a place field instead.
-Expected: lung or not, right in .993 of the patches that lie clearly in or out; left or right, 1.000.
+Expected: lung or not, right in .995 (CXR) and .999 (CT) of the patches clearly in or out; left or right, 1.000.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,27 @@ def test_the_best_reading_of_a_map_counts() -> None:
     assert reading in {f"fit x {w}, {scale}" for w in (0, 4) for scale in ("one scale", "relative")}
     assert branch.gate.config == gate
     assert evaluate_best_reading(branch, cases[::2], (2, 2), embed, (0.0,)) == ({}, "")
+
+
+def test_the_best_reading_looks_where_the_concept_may_be() -> None:
+    """A place field that knows the second patch as the only lung, where the mass is: the peak is there."""
+    torch.manual_seed(0)
+    config = BranchConfig(preprocess=CxrPreprocess(), mixer=MixerConfig(width=8, attention=False), place_field=True)
+    branch = GlintBranch(8, 6, config)
+    assert branch.place is not None
+    branch.place.head.weight[0, 0] = 10.0
+    tokens, cover = torch.randn(8, 1, 4, 8), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    tokens[..., 0] = torch.tensor([-5.0, 5.0, -5.0, -5.0])
+    cases = [Case(tokens[k], (Fact("mass"),) if k % 2 else (), cover if k % 2 else None) for k in range(8)]
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return torch.ones(len(texts), 6)
+
+    metrics, _ = evaluate_best_reading(branch, cases, (2, 2), embed, (0.0,), in_lungs=("mass",))
+    assert metrics["mass"]["pointing"] == 1.0
+    assert metrics["mass"]["dice"] == pytest.approx(1.0)
+    anywhere, _ = evaluate_best_reading(branch, cases, (2, 2), embed, (0.0,))
+    assert anywhere["mass"]["pointing"] < 1.0
 
 
 def test_too_few_cases_are_not_measured() -> None:

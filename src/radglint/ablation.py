@@ -216,7 +216,8 @@ def _measure(run: TrainConfig, held_out: Sequence[Any]) -> tuple[Metrics, str]:
         branch = GlintBranch(dim, tower.embed_dim, run.branch)
         branch.load_state_dict(load_file(run.out / "branch.safetensors"), strict=True)
         embed = partial(embed_once, tower, run.text)
-        return evaluate_best_reading(branch, held_out, run.data.grid_tokens, embed, CONTENT_WEIGHTS)
+        grid, in_lungs = run.data.grid_tokens, run.fit.in_lungs
+        return evaluate_best_reading(branch, held_out, grid, embed, CONTENT_WEIGHTS, in_lungs)
     model, kind = load_trained(run.out).requires_grad_(False), run.branch.preprocess.kind
     cases, grid = [], (1, 1)
     for known in held_out:

@@ -128,8 +128,9 @@ def _asked(cases: Sequence[Case], embed: Embed) -> tuple[list[str], torch.Tensor
 
 
 def evaluate_best_reading(
-    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, int], embed: Embed, content_weights: Sequence[float]
-) -> tuple[Metrics, str]:
+    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, int], embed: Embed, content_weights: Sequence[float],
+    in_lungs: Collection[str] = (),
+) -> tuple[Metrics, str]:  # fmt: skip
     """Measures of every concept with the map read as it does best, so that different methods can be compared.
 
     A map is read with each weight of how well a patch fits the text, once with one scale for all images and once
@@ -141,15 +142,17 @@ def evaluate_best_reading(
         grid: `(height, width)` of one slice of tokens.
         embed: sentences to `texts embed`.
         content_weights: see `GateConfig.map_content_weight`; 0 = the gate alone.
+        in_lungs: concepts that are looked for in the lungs only.
 
     Returns:
         The measures, and in words the reading that they belong to; none without a concept.
     """
     concepts, texts = _asked(cases, embed)
+    places = [Place(c in in_lungs) for c in concepts]
     given, found = branch.gate.config, []
     for weight in content_weights if concepts else ():
         branch.gate.config = given.model_copy(update={"map_content_weight": weight})
-        scores, logits = score_cases(branch, cases, grid, texts, valid_depth=True)
+        scores, logits = score_cases(branch, cases, grid, texts, valid_depth=True, places=places)
         relative = logits - logits.amax(dim=-1, keepdim=True)
         for scale, maps in (("one scale", logits), ("relative", relative)):
             rows = {c: concept_metrics(c, cases, scores[k].numpy(), maps[k].float().numpy(), any_scale=True)

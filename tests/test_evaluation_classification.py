@@ -231,7 +231,7 @@ def test_a_nan_threshold_an_unknown_rule_and_a_bad_target_are_refused() -> None:
         choose("best", [0.1], [True])  # pyright: ignore
     with pytest.raises(ConfigError, match="with one"):
         choose("sensitivity", [0.1], [True])
-    with pytest.raises(ConfigError, match="0.9 means 90 %"):
+    with pytest.raises(ConfigError, match="means 90 %"):
         for_sensitivity(90, [0.1], [True])
     assert choose("sensitivity", [0.1, 0.4], [False, True], target=0.9) == 0.4
 

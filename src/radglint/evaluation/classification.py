@@ -38,8 +38,8 @@ def auroc(scores: Any, positive: Any, weights: Any = None) -> float:
     Raises:
         InputError: NaN, other lengths, empty.
 
-    Naive form: sum over pairs of a positive i and a negative j of w_i w_j (s_i > s_j ? 1 : s_i == s_j ? 1/2 : 0), divided
-    by the sum of w_i w_j.
+    Naive form: sum over pairs of a positive i and a negative j of w_i w_j (s_i > s_j ? 1 : s_i == s_j ? 1/2 : 0),
+    divided by the sum of w_i w_j.
     """
     curve = _totals(scores, positive, weights)
     below = curve.negatives - curve.fp  # weight of negatives that score less than each distinct score
@@ -195,9 +195,9 @@ def confusion_at(scores: Any, positive: Any, threshold: float, weights: Any = No
     if np.isnan(threshold):
         raise InputError("threshold: is NaN; expected a number: no threshold could be chosen, see why_undefined")
     called = scores >= threshold
-    sums = [float(weights[mask].sum()) for mask in
-            (called & positive, called & ~positive, ~called & ~positive, ~called & positive)]  # fmt: skip
-    return Confusion(*sums, float(threshold))
+    tp, fp = float(weights[called & positive].sum()), float(weights[called & ~positive].sum())
+    tn, fn = float(weights[~called & ~positive].sum()), float(weights[~called & positive].sum())
+    return Confusion(tp, fp, tn, fn, float(threshold))
 
 
 def confusion_curve(scores: Any, positive: Any, weights: Any = None) -> Confusion:

@@ -1,4 +1,4 @@
-"""Checks that every measure shares: arrays come out as float64 or bool, or `InputError` says what is wrong with them."""
+"""Checks that every measure shares: arrays come out as float64 or bool, or `InputError` says what is wrong."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def as_probabilities(name: str, values: Any, shape: tuple[int, ...] | None = Non
     """
     array = as_numbers(name, values, shape)
     if array.min() < 0 or array.max() > 1:
-        raise InputError(
-            f"{name}: expected values in [0, 1], got {array.min():g} to {array.max():g}; calibrate scores first"
-        )
+        raise InputError(f"{name}: expected [0, 1], got {array.min():g} to {array.max():g}; calibrate scores first")
     return array
 
 

@@ -1,0 +1,1 @@
+"""Evaluation: answers on a manifest, measured by the field's protocols, and shown."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SQUARE_IN = (3.5, 3.5)
-WIDTH_IN = 7.2
+WIDTH_IN = 5.0
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = ("o", "D", "s", "^")
 _SETTINGS = {
@@ -130,19 +130,16 @@ def sweep_figure(one: ClassResult) -> str:
         _mark_thresholds(axes, one.curves.thresholds)
         axes.set(ylim=(-0.02, 1.02), xlabel="threshold", ylabel="Dice or rate")
         axes.grid(True)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1.8, columnspacing=1.2)
+        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
 
-    return _drawn((SQUARE_IN[0] + 0.9, SQUARE_IN[1]), f"Threshold sweep of {one.name}", draw)
+    return _drawn((SQUARE_IN[0], SQUARE_IN[1] + 0.5), f"Threshold sweep of {one.name}", draw)
 
 
 def _mark_thresholds(axes: Axes, thresholds: dict[str, float]) -> None:
-    """A vertical line per threshold; labels at falling heights, so that near ones do not cover each other."""
-    for number, (name, value) in enumerate(sorted(thresholds.items(), key=lambda item: item[1])):
-        axes.axvline(value, color=TEXT, linewidth=1.0, linestyle=_DASHES[number % len(_DASHES)])
-        axes.annotate(
-            f"{name} {value:.3g}", (value, 0.04 + 0.075 * (number % 4)), xytext=(4, 0), textcoords="offset points",
-            fontsize=8.5, color=TEXT,
-        )  # fmt: skip
+    """A vertical line per threshold, from low to high."""
+    for number, (name, value) in enumerate(sorted(thresholds.items(), key=lambda item: (item[1], item[0]))):
+        dashes = _DASHES[number % len(_DASHES)]
+        axes.axvline(value, color=TEXT, linewidth=1.0, linestyle=dashes, label=f"{name} {value:.3g}")
 
 
 def styles_figure(protocol: ProtocolResult, name: str) -> str:

@@ -18,7 +18,14 @@ from radglint.evaluation.figures import (
     sweep_figure,
 )
 from radglint.evaluation.measure_names import measure
-from radglint.evaluation.page_tables import class_table, left_out_list, means_table, styles_table, summary_table
+from radglint.evaluation.page_tables import (
+    class_table,
+    classes_of,
+    left_out_list,
+    means_table,
+    styles_table,
+    summary_table,
+)
 from radglint.evaluation.results import CaseResult, ClassResult, ProtocolResult, Results
 from radglint.evaluation.results_table import format_estimate
 from radglint.page_shell import DISCLAIMER, asset, html_document
@@ -98,13 +105,10 @@ def _summary(results: Results) -> str:
 
 def _protocol(one: ProtocolResult, number: int, overlays: Overlays | None) -> str:
     lead = next(iter(one.measure_names()), "")
-    about = f"{one.label_set}, {one.num_classes} classes."
+    about = f"{classes_of(one)}."
     source = f" Source: {one.citation}" if one.citation else ""
-    parts = [("", means_table(one))]
-    if one.classes:
-        parts.append(("Classes", class_table(one)))
-        parts.append(("", _wide(forest_figure(one, lead), f"{measure(lead).title} by class")))
-    parts.append(("Prompt sensitivity", _styles(one, lead)))
+    parts = [("", means_table(one) + _overview(one, lead))]
+    parts.append(("Classes", class_table(one) if one.classes else ""))
     parts.append(("Curves", _curves(one, lead)))
     parts += [(f"{rank.capitalize()} cases", _cases(one, rank, overlays)) for rank in ("best", "worst")]
     parts.append(("Notes", _list(one.notes)))
@@ -121,14 +125,15 @@ def _part(head: str, content: str) -> str:
     return f'<div class="part">{f"<h3>{escape(head)}</h3>" if head else ""}{content}</div>'
 
 
-def _wide(plot: str, caption: str) -> str:
-    return f'<figure class="wide"><figcaption>{escape(caption)}</figcaption>{plot}</figure>' if plot else ""
-
-
-def _styles(one: ProtocolResult, lead: str) -> str:
-    if not one.styles:
-        return ""
-    return _wide(styles_figure(one, lead), f"{measure(lead).title} by way of asking") + styles_table(one, lead)
+def _overview(one: ProtocolResult, lead: str) -> str:
+    """The leading measure by class and by way of asking, side by side, and what the ways of asking are."""
+    title = measure(lead).title
+    plots = [(f"{title} by class", forest_figure(one, lead)), (f"{title} by way of asking", styles_figure(one, lead))]
+    shown = "".join(f'<figure class="wide"><figcaption>{escape(h)}</figcaption>{p}</figure>' for h, p in plots if p)
+    ways = ""
+    if one.styles:
+        ways = f'<details class="fold"><summary>Ways of asking</summary>{styles_table(one, lead)}</details>'
+    return (f'<div class="overview">{shown}</div>' if shown else "") + ways
 
 
 def _curves(one: ProtocolResult, lead: str) -> str:

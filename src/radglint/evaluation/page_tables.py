@@ -23,41 +23,51 @@ _SORT = '<button type="button" class="sort" data-column="{0}" data-kind="{1}">{2
 def summary_table(results: Results) -> str:
     """One row per protocol: its leading measure in each column."""
     columns = list(dict.fromkeys(column for protocol in results.protocols for column in protocol.columns))
-    head = "".join(f"<th>{_column(column, number)}</th>" for number, column in enumerate(columns))
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     rows = "".join(_summary_row(protocol, number, columns) for number, protocol in enumerate(results.protocols, 1))
     known = [column for column in columns if column in COLUMN_MEANINGS]
     meanings = "".join(f"<li><b>{escape(column)}</b>: {escape(COLUMN_MEANINGS[column])}</li>" for column in known)
     return (
-        '<div class="scroll"><table class="summary"><thead><tr><th>Protocol</th><th class="text">Classes</th>'
-        f'<th class="text">Measure</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<ul class="plain quiet meanings">{meanings}</ul>'
+        f'<div class="scroll"><table class="summary"><thead><tr><th>Protocol</th>{head}</tr></thead>'
+        f'<tbody>{rows}</tbody></table></div><ul class="plain quiet meanings">{meanings}</ul>'
     )
 
 
 def _summary_row(protocol: ProtocolResult, number: int, columns: Sequence[str]) -> str:
     lead = next(iter(protocol.measure_names()), "")
-    cells = "".join(estimate_cell(protocol.means.get(column, {}).get(lead)) for column in columns)
-    classes = f"{escape(protocol.label_set)}<small>{protocol.num_classes} classes</small>"
-    return (
-        f'<tr><th scope="row"><a href="#protocol-{number}">{escape(protocol.title)}</a></th><td class="text">{classes}</td>'
-        f'<td class="text">{escape(measure(lead).title) if lead else "-"}</td>{cells}</tr>'
+    cells = "".join(
+        estimate_cell(protocol.means[column].get(lead)) if column in protocol.columns else "<td></td>"
+        for column in columns
     )
+    what = f"{measure(lead).title}, {classes_of(protocol)}" if lead else classes_of(protocol)
+    return (
+        f'<tr><th scope="row"><span><a href="#protocol-{number}">{escape(protocol.title)}</a>'
+        f"<small>{escape(what)}</small></span></th>{cells}</tr>"
+    )
+
+
+def classes_of(protocol: ProtocolResult) -> str:
+    """The label set with its number of classes, which is said only once where the name says it already."""
+    if str(protocol.num_classes) in protocol.label_set.split():
+        return protocol.label_set
+    return f"{protocol.label_set} ({protocol.num_classes} classes)"
 
 
 def means_table(protocol: ProtocolResult) -> str:
-    """One row per measure, a column per form of the protocol, with the sentence on how it was done in the head."""
-    head = "".join(
-        f'<th>{_column(column, number)}<span class="how">{escape(protocol.how[column])}</span></th>'
+    """One row per measure, a column per form of the protocol; above it a sentence on how each was done."""
+    head = "".join(f"<th>{_column(column, number)}</th>" for number, column in enumerate(protocol.columns))
+    ways = "".join(
+        f"<li>{_column(column, number)}: {escape(protocol.how[column])}</li>"
         for number, column in enumerate(protocol.columns)
     )
     rows = "".join(
-        f'<tr><th scope="row">{escape(measure(name).title)}<small>{escape(measure(name).meaning)}</small></th>'
+        f'<tr><th scope="row"><span>{escape(measure(name).title)}<small>{escape(measure(name).meaning)}</small></span></th>'
         + "".join(estimate_cell(protocol.means[column].get(name)) for column in protocol.columns)
         + "</tr>"
         for name in protocol.measure_names()
     )
     return (
-        f'<div class="scroll"><table class="means"><thead><tr><th>{escape(_capital(protocol.average))}</th>{head}</tr>'
+        f'<ul class="plain ways">{ways}</ul><div class="scroll"><table class="means"><thead><tr><th>{escape(_capital(protocol.average))}</th>{head}</tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -74,7 +84,8 @@ def class_table(protocol: ProtocolResult) -> str:
             heads += f"<th{first}>{_SORT.format(at, 'number', _column(column, number))}</th>"
             at += 1
     rows = "".join(
-        f'<tr><th scope="row" data-value="{escape(one.name)}">{escape(one.name)}{_label(one.name, one.label)}</th>'
+        f'<tr><th scope="row" data-value="{escape(one.name)}"><span>{escape(one.name)}{_label(one.name, one.label)}'
+        "</span></th>"
         f'<td data-value="{one.n}">{one.n}</td><td data-value="{one.positives}">{one.positives}</td>'
         + _cells([one.measures.get(column, {}).get(name) for name in names for column in columns], len(columns))
         + "</tr>"
@@ -85,7 +96,7 @@ def class_table(protocol: ProtocolResult) -> str:
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr><th rowspan="2">{own[0]}</th><th rowspan="2">{own[1]}'
         f'</th><th rowspan="2">{own[2]}</th>{groups}</tr><tr>{heads}</tr></thead><tbody>{rows}'
-        f'<tr class="mean"><th scope="row">mean</th><td></td><td></td>{means}</tr></tbody></table></div>'
+        f'<tr class="mean"><th scope="row"><span>mean</span></th><td></td><td></td>{means}</tr></tbody></table></div>'
     )
 
 
@@ -101,14 +112,19 @@ def estimate_cell(one: Estimate | None, *, first: bool = False) -> str:
     border = ' class="first"' if first else ""
     if one is None or one.value is None:
         return f'<td{border} data-value="">-</td>'
-    span = "" if one.low is None or one.high is None else f"<small>{one.low:.3f} to {one.high:.3f}</small>"
+    span = "" if one.low is None or one.high is None else f"<small>{_span(one.low, one.high)}</small>"
     return f'<td{border} data-value="{one.value!r}">{one.value:.3f}{span}</td>'
+
+
+def _span(low: float, high: float) -> str:
+    """An en dash between the ends, or "to" where it could be read as a minus."""
+    return f"{low:.3f} to {high:.3f}" if low < 0 else f"{low:.3f}\u2013{high:.3f}"
 
 
 def styles_table(protocol: ProtocolResult, name: str) -> str:
     """Prompt styles with an example of their wording."""
     rows = "".join(
-        f'<tr><th scope="row">{escape(style.name)}</th><td class="text">{escape(style.example)}</td>'
+        f'<tr><th scope="row"><span>{escape(style.name)}</span></th><td class="text">{escape(style.example)}</td>'
         f"{estimate_cell(style.measures.get(name))}</tr>"
         for style in protocol.styles
     )

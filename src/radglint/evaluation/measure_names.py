@@ -37,6 +37,8 @@ MEASURES: dict[str, Measure] = {
     "balanced_accuracy": Measure("Bal. acc.", "Mean of sensitivity and specificity.", chance=0.5),
     "sensitivity": Measure("Sensitivity", "Share of positives that are found."),
     "specificity": Measure("Specificity", "Share of negatives that are left alone."),
+    "ppv": Measure("PPV", "Share of positive answers that are right."),
+    "npv": Measure("NPV", "Share of negative answers that are right."),
     "precision": Measure("Precision", "Share of positive answers that are right."),
     "recall": Measure("Recall", "Share of positives that are found."),
     "youden": Measure("Youden J", "Sensitivity + specificity - 1.", scale=(-1.0, 1.0), chance=0.0),

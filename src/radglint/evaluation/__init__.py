@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """Evaluation: measures, protocols, results.
 
 One rule for inputs without an answer, in every module:
@@ -13,6 +12,3 @@ One rule for inputs without an answer, in every module:
 NaN inside a map means "the model saw nothing there": such voxels are never marked and never the peak, the truth under
 them is missed, and CNR and min-max leave them out.
 """
-=======
-"""Evaluation: answers on a manifest, measured by the field's protocols, and shown."""
->>>>>>> c-page

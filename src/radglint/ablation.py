@@ -57,12 +57,12 @@ VARIANTS: dict[str, Changes] = {
     "sparsity by binarising": {"fit.sparsity": "binarise"},
 }  # fmt: skip
 CACHED_VARIANTS: dict[str, Changes] = {
-    "no patch dropout": {"fit.patch_dropout": 0.0},
+    "patch dropout": {"fit.patch_dropout": 0.7},
     "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
-    "neither coverage term": _BARE,
-    "neither, mean pooling": _BARE | _MEAN,
-    "neither, softmax (RadZero)": _BARE | _RADZERO,
-    "neither, softmax with zero slot (FLAIR)": _BARE | _FLAIR,
+    "bare sigmoid gate": _BARE,
+    "bare, mean pooling": _BARE | _MEAN,
+    "bare, softmax (RadZero)": _BARE | _RADZERO,
+    "bare, softmax with zero slot (FLAIR)": _BARE | _FLAIR,
     "no twins": {"fit.group_size": 1},
 }
 PAIR_VARIANTS: dict[str, Changes] = {

@@ -58,6 +58,7 @@ VARIANTS: dict[str, Changes] = {
 }  # fmt: skip
 CACHED_VARIANTS: dict[str, Changes] = {
     "patch dropout": {"fit.patch_dropout": 0.7},
+    "no patch dropout": {"fit.patch_dropout": 0.0},
     "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
     "bare sigmoid gate": _BARE,
     "bare, mean pooling": _BARE | _MEAN,
@@ -76,11 +77,15 @@ Results = dict[str, list[dict[str, float]]]
 
 
 def variants_for(config: TrainConfig) -> dict[str, Changes]:
-    """Those that a configuration can be run with; an anchor only where it has one."""
+    """Those that a configuration can be run with and that change it; an anchor only where it has one."""
     if isinstance(config.data, CachedData):
-        return VARIANTS | CACHED_VARIANTS
+        return {name: c for name, c in (VARIANTS | CACHED_VARIANTS).items() if not c or _differs(config, c)}
     has_anchor = config.trunk is not None and config.trunk.anchor.form != "none"
     return VARIANTS | {name: c for name, c in PAIR_VARIANTS.items() if has_anchor or "anchor" not in name}
+
+
+def _differs(config: TrainConfig, changes: Changes) -> bool:
+    return changed(config, changes, config.out, config.fit.seed, None) != config
 
 
 def changed(config: TrainConfig, changes: Changes, out: Path, seed: int, steps: int | None) -> TrainConfig:

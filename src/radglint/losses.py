@@ -72,8 +72,7 @@ def evidence_loss(
     how well a patch fits then marks it. Here the highest patches of the negatives are held down, from the report alone.
 
     Both sides count the same number of patches. With more of them on the no side than on the yes side, a map that marks
-    the same few patches in every image, whatever is asked, has a low loss: it was .4 where chance is 1.39 (LOG.md, second
-    entry of 2026-11-24).
+    the same few patches in every image, whatever is asked, has a low loss: it was .4 where chance is 1.39 (LOG.md).
 
     Args:
         evidence: `texts batch tokens`, logits of a patch showing what the text says.
@@ -82,8 +81,8 @@ def evidence_loss(
         shown: `texts`, how many patches at the least show it, from the words alone (a "large" effusion has more).
 
     Returns:
-        Scalar, the sum of both means; a kind of pair that is missing adds 0. A map that does not look at the image has at
-        least 2 log 2.
+        Scalar, the sum of both means; a kind of pair that is missing adds 0. A map that does not look at the image has
+        at least 2 log 2.
 
     Naive form:
         no = mean over negative (t, b) of mean over the shown[t] highest p of log(1 + exp(e[t,b,p]))

@@ -5,9 +5,9 @@ Layout (keys, classes and the sample from the publisher's own page; the folder n
     train.json, test.json       [{"file_name": "00000042_006.png", "syms": ["Fibrosis"], "boxes": [[x1, y1, x2, y2]]}]
     train_data/, test_data/     the images (also train/ and test/, one folder deeper, or the folders of ChestX-ray14)
 
-`syms[i]` is the class of `boxes[i]`. Every image was read for all ten classes, so one that is not listed is absent; no
-class says that an image is normal. The right and lower side of a box are taken as its end (not part of it). The patient
-is that of ChestX-ray14. Boxes are drawn on 1024 x 1024 pixels; they are scaled if the files were resized.
+`syms[i]` is the class of `boxes[i]`. Every image was read for all ten classes, so one that is not listed is absent;
+no class says that an image is normal. The right and lower side of a box are taken as its end (not part of it). The
+patient is that of ChestX-ray14. Boxes are drawn on 1024 x 1024 pixels; they are scaled if the files were resized.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ Layout (names, keys and forms as in the publisher's repository and public code t
     CheXpert/val/, CheXpert/test/                 patientN/studyN/viewN_frontal.jpg
 
 The JSON files may also lie in the folder itself. One part may be missing. The masks are COCO run lengths, see
-`rle.decode_coco`; each mask that is not empty is written below `masks/chexlocalize/`. The JSON lists only images with at
-least one finding; with the label tables, the others are rows too. Without them, a finding with an empty mask is absent.
-`Airspace Opacity` is `lung opacity`. Masks belong to the full-size images: a resized copy is refused.
+`rle.decode_coco`; each mask that is not empty is written below `masks/chexlocalize/`. The JSON lists only images with
+at least one finding; with the label tables, the others are rows too. Without them, a finding with an empty mask is
+absent. `Airspace Opacity` is `lung opacity`. Masks belong to the full-size images: a resized copy is refused.
 """
 
 from __future__ import annotations
@@ -67,10 +67,13 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
     images = Images(src, expects)
     parts: tuple[_Part, ...] = ("val", "test")
     patterns = {part: [f"{folder}gt_segmentations_{part}.json" for folder in ("CheXlocalize/", "")] for part in parts}
-    found = {part: path for part in parts if (path := optional_file(src, *patterns[part]))}
-    if not found:
+    found = {part: optional_file(src, *patterns[part]) for part in parts}
+    if not any(found.values()):
         raise missing_file(src, expects, *(name for names in patterns.values() for name in names[:1]))
-    for part, path in found.items():
+    for part in parts:
+        path = found[part]
+        if path is None:
+            continue
         outlines, labels = read_json(path, dict), _labels(src, part)
         for name in dict.fromkeys([*labels, *outlines]):
             folders = name.replace("_", "/", 2) + ".jpg"

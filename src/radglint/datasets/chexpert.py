@@ -7,11 +7,12 @@ Layout (columns and paths as in public code; the test labels' columns read in th
     CheXpert-v1.0[-small]/groundtruth.csv          Study and 14 labels (one row per study)
     CheXpert-v1.0[-small]/{train,valid,test}/patient00001/study1/view1_frontal.jpg
 
-The full-size download in batches is read too: the tables lie in "CheXpert-v1.0 batch 1 (validate & csv)/", the training
-images in "CheXpert-v1.0 batch N (train M)/patient00001/...". Each of the three parts may be missing, not all of them.
+The full-size download in batches is read too: the tables lie in "CheXpert-v1.0 batch 1 (validate & csv)/", the
+training images in "CheXpert-v1.0 batch N (train M)/patient00001/...". Each of the three parts may be missing, not all
+of them.
 
-Labels: 1 present, 0 absent, -1 uncertain, blank unlabelled. A label is for the study. In the test part the view is known
-only as frontal or lateral, so a frontal image has none.
+Labels: 1 present, 0 absent, -1 uncertain, blank unlabelled. A label is for the study. In the test part the view is
+known only as frontal or lateral, so a frontal image has none.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ Layout (file and column names as in public code that reads it):
     df_chexpert_plus_240401.csv    path_to_image, path_to_dcm, frontal_lateral, ap_pa, deid_patient_id, split, report,
                                    section_findings, section_impression, age, sex, ...
     PNG/train/patientN/studyN/viewN_frontal.png   (also PNG/PNG/, PNGs/, a CheXpert JPEG tree, or DICOM/)
-    chexbert_labels/{impression,report,findings}_fixed.json   one object per line: path_to_image and 14 labels (optional)
+    chexbert_labels/{impression,report,findings}_fixed.json   per line an object: path_to_image, 14 labels (optional)
 
 Labels are taken from the first label file that is there, in the order above: the impression is what the labels of
-CheXpert itself were made from. `extra["label_source"]` names the file. Where the sections are empty the whole report is
-kept.
+CheXpert itself were made from. `extra["label_source"]` names the file. Where the sections are empty the whole report
+is kept.
 """
 
 from __future__ import annotations

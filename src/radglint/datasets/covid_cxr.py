@@ -1,19 +1,19 @@
 """COVID-19 radiographs: the image data collection of Cohen et al., and the opacity outlines of COVID-19 Rural.
 
-"COVID-19 CXR" stands for several public sets. The collection of Cohen et al. is the one that most others (COVIDx among
-them) were built from, and it has a licence for each image; COVID-19 Rural is the one that grounding studies use (MedKLIP,
-MAVL). COVIDx itself is not read: its folders are copies of other sets, which have their own adapters.
+"COVID-19 CXR" stands for several public sets. The collection of Cohen et al. is the one that most others (COVIDx
+among them) were built from, and it has a licence for each image; COVID-19 Rural is the one that grounding studies use
+(MedKLIP, MAVL). COVIDx itself is not read: its folders are copies of other sets, which have their own adapters.
 
-`convert`: covid-chestxray-dataset (header and rows of several versions of the published file, and its severity table, read)
+`convert`: covid-chestxray-dataset (header and rows of the published file, and its severity table, were read)
 
     metadata.csv                             patientid, offset, sex, age, finding, view, modality, folder, filename,
                                              license, clinical_notes, ... (first versions: Patientid, no modality)
     images/FILENAME
     annotations/covid-severity-scores.csv    filename, geographic_mean, opacity_mean (optional)
 
-`finding` is a path such as "Pneumonia/Viral/COVID-19" (first versions "COVID-19"). Labels not in it are absent; "todo",
-"Unknown" and a blank give no labels. The notes are of the case, not of this one image, and so are no report: they stand
-in `extra`, with the licence. CT images are left out.
+`finding` is a path such as "Pneumonia/Viral/COVID-19" (first versions "COVID-19"). Labels not in it are absent;
+"todo", "Unknown" and a blank give no labels. The notes are of the case, not of this one image, and so are no report:
+they stand in `extra`, with the licence. CT images are left out.
 
 `convert_rural`: opacity_segmentation_covid_chest_X_ray (folder and file names and the meaning of the masks read)
 
@@ -117,10 +117,8 @@ def _lower_case(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for where, row in read_rows(table, ()):
         plain = {column.lower(): value for column, value in row.items()}
         if not needed <= plain.keys():
-            lacking = ", ".join(sorted(needed - plain.keys()))
-            raise InputError(
-                f"{table}: no column {lacking}; the header has {', '.join(row)}; is it the file as published?"
-            )
+            lacking, header = ", ".join(sorted(needed - plain.keys())), ", ".join(row)
+            raise InputError(f"{table}: no column {lacking}; the header has {header}; is it the file as published?")
         yield where, plain
 
 

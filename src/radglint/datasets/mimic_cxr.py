@@ -11,8 +11,8 @@ Layout (file names as in public code that reads version 2.1.0; the reports' tree
     mimic-cxr-reports/files/p10/p10000032/s50414267.txt   (optional; also reports/files/ or files/)
 
 Labels are those of the CheXpert labeller; where radiologists have labelled a study, theirs replace them.
-`extra["label_source"]` says which, `extra["negbio"]` holds the other labeller's. A label is for the study, so a lateral
-view carries it too. `size_px` is the original image's; a resized copy of the data has another size.
+`extra["label_source"]` says which, `extra["negbio"]` holds the other labeller's. A label is for the study, so a
+lateral view carries it too. `size_px` is the original image's; a resized copy of the data has another size.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ Layout (columns as in public code that reads versions 0.1 and 1.1.0, keys of the
     MS_CXR_Local_Alignment_v1.0.0.json   the same in COCO form: images, annotations, categories
     the images of MIMIC-CXR-JPG by the column path (files/p10/...): here, in mimic-cxr-jpg/, or in the folder above
 
-Of several versions the last is read, the CSV before the JSON. Rows of one image with the same words and category are one
-phrase with several boxes. Only the categories of an image's phrases are labelled (present), nothing is absent. `split` is
-that of the file, which differs from MIMIC-CXR's own: an image that is `train` there may be `test` here, so check for leaks
-before training on MIMIC-CXR; without the column it is empty. Boxes are scaled if the images were resized.
+Of several versions the last is read, the CSV before the JSON. Rows of one image with the same words and category are
+one phrase with several boxes. Only the categories of an image's phrases are labelled (present), nothing is absent.
+`split` is that of the file, which differs from MIMIC-CXR's own: an image that is `train` there may be `test` here, so
+check for leaks before training on MIMIC-CXR; without the column it is empty. Boxes are scaled if the images were
+resized.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ Layout (names and columns as in public code; the label "Infiltrate" of the box f
 
 The labels are what a program found in the reports, which are not public. A label that is not listed counts as absent,
 as everywhere in the field; about one in ten is wrong. The official list does not divide train from validation: every
-image of train_val_list.txt is `train`. Boxes were drawn on 1024 x 1024 pixels; they are scaled if the files were resized.
+image of train_val_list.txt is `train`. Boxes were drawn on 1024 x 1024 pixels; they are scaled if the files were
+resized.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ LABELS: dict[str, str] = {
 _ALIASES = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
 _DRAWN_ON_PX = (1024, 1024)
 _BOX_COLUMNS = ("image", "label", "x", "y", "w", "h")
-_Marks = dict[str, list[tuple[str, str, tuple[float, float, float, float]]]]
+_Mark = tuple[str, str, tuple[float, float, float, float]]
+_Marks = dict[str, list[_Mark]]
 
 
 def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
@@ -142,9 +144,7 @@ def _marks(path: Path | None) -> _Marks:
     return dict(result)
 
 
-def _phrases(
-    marks: list[tuple[str, str, tuple[float, float, float, float]]], size: tuple[int, int]
-) -> tuple[Phrase, ...]:
+def _phrases(marks: list[_Mark], size: tuple[int, int]) -> tuple[Phrase, ...]:
     boxes = defaultdict(list)
     for where, label, corners in marks:
         boxes[label].append(box_px(where, corners, size, _DRAWN_ON_PX))

@@ -8,10 +8,11 @@ Two layouts are read (names, tags and columns as in public code and in published
     indiana_reports.csv, indiana_projections.csv and images/images_normalized/   the copy on Kaggle
         uid, MeSH (a;b), findings, impression, ...; uid, filename, projection (Frontal, Lateral)
 
-Human indexers coded each report: a term of `LABELS` that they did not give counts as absent. Terms are read up to their
-first "/", so "Cardiomegaly/mild" is cardiomegaly; "Thickening/pleura" is pleural thickening. Reports marked "No Indexing"
-or of unsatisfactory technical quality have no labels. All terms stand in `extra["mesh"]`. The XML files do not say which
-image is lateral. The collection has no patient numbers: each report counts as a patient. There is no official split.
+Human indexers coded each report: a term of `LABELS` that they did not give counts as absent. Terms are read up to
+their first "/", so "Cardiomegaly/mild" is cardiomegaly; "Thickening/pleura" is pleural thickening. Reports marked "No
+Indexing" or of unsatisfactory technical quality have no labels. All terms stand in `extra["mesh"]`. The XML files do
+not say which image is lateral. The collection has no patient numbers: each report counts as a patient. There is no
+official split.
 """
 
 from __future__ import annotations

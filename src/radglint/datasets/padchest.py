@@ -6,11 +6,11 @@ Layout (columns and label names as in public code):
                                                                 MethodLabel, Labels, Report, ...
     0/IMAGE.png to 54/IMAGE.png by ImageDir, here or in images/; or all images in one folder
 
-`Labels` is a list written as Python text; its entries are stripped of blanks. A label that is not listed counts as absent,
-except where the list says that the image was not read as such ("exclude", "suboptimal study", "unchanged"): there the
-rest stays unlabelled, and the words stand in `extra["remarks"]`. A row without a list has no labels. Reports are Spanish,
-lower-case and stemmed by the publisher. `extra["manual"]` is true where a physician labelled the report (27 %), which is
-the part to test on. There is no official split.
+`Labels` is a list written as Python text; its entries are stripped of blanks. A label that is not listed counts as
+absent, except where the list says that the image was not read as such ("exclude", "suboptimal study", "unchanged"):
+there the rest stays unlabelled, and the words stand in `extra["remarks"]`. A row without a list has no labels.
+Reports are Spanish, lower-case and stemmed by the publisher. `extra["manual"]` is true where a physician labelled the
+report (27 %), which is the part to test on. There is no official split.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 Nothing is downloaded: whoever has accepted a data set's terms points radglint at its folder. A licence given here is a
 pointer for the reader, not legal advice: the page of the data set decides.
+
+Read at the source or in a copy of it: the terms of CT-RATE, ReXGroundingCT, RSNA, NIH ChestX-ray14, Open-i and the
+COVID-19 collection, and that of LIDC-IDRI in a second place. From memory: the terms of the PhysioNet and Stanford sets,
+PadChest, SIIM-ACR, COVID-19-AR and RAD-ChestCT.
 """
 
 from __future__ import annotations
@@ -124,7 +128,8 @@ _ALL = (
         "terms of the RSNA challenge: research, education and other purposes, commercial or not, with attribution",
         "Shih et al., Augmenting the National Institutes of Health chest radiograph dataset with expert annotations "
         "of possible pneumonia, Radiology: Artificial Intelligence 1(1):e180041, 2019, doi:10.1148/ryai.2019180041",
-        "rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018", ("nih-chestxray14", "chestx-det10", "siim-pneumothorax"),
+        "rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018",
+        ("nih-chestxray14", "chestx-det10", "siim-pneumothorax"),
         "stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/PATIENT.dcm",
         "rsna_pneumonia",
     ),
@@ -200,7 +205,7 @@ _ALL = (
         "ct_rate:convert_v2",
     ),
     DatasetInfo(
-        "rad-chestct", "RAD-ChestCT", "CT", "CC BY-NC-ND 4.0",
+        "rad-chestct", "RAD-ChestCT", "CT", "CC BY-NC-ND 4.0 (not confirmed: see its page)",
         "Draelos et al., Machine-learning-based multiple abnormality prediction with large-scale chest computed "
         "tomography volumes, Medical Image Analysis 67:101857, 2021, doi:10.1016/j.media.2020.101857",
         "zenodo.org/records/6406114", (),

@@ -1,4 +1,4 @@
-"""RSNA Pneumonia Detection Challenge (2018): 26,684 radiographs of NIH ChestX-ray14 with boxes around suspected pneumonia.
+"""RSNA Pneumonia Detection Challenge (2018): 26,684 images of NIH ChestX-ray14 with boxes around suspected pneumonia.
 
 Layout (names and columns as in public code; the classes and the size of 1024 x 1024 likewise):
 
@@ -7,10 +7,10 @@ Layout (names and columns as in public code; the classes and the size of 1024 x 
     stage_2_train_images/PATIENT.dcm
     pneumonia-challenge-dataset-mappings_2018.json (optional)   [{"subset_img_id": ..., "img_id": "00000013_005.png"}]
 
-`pneumonia` is the Target, what the readers called an opacity suspicious for it. The class "Normal" alone is `no finding`;
-all images that are not normal have `no finding` absent. With the mapping file, which RSNA gives out beside the data, the
-patient is that of ChestX-ray14, so that leaks between the two can be found; without it each image is a patient. Only the
-part with public answers is read: it is all `train`, and studies divide it in their own ways.
+`pneumonia` is the Target, what the readers called an opacity suspicious for it. The class "Normal" alone is `no
+finding`; all images that are not normal have `no finding` absent. With the mapping file, which RSNA gives out beside
+the data, the patient is that of ChestX-ray14, so that leaks between the two can be found; without it each image is a
+patient. Only the part with public answers is read: it is all `train`, and studies divide it in their own ways.
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from radglint.errors import InputError
 from radglint.manifest import Box, LabelState
@@ -88,9 +88,11 @@ def required_folder(folder: Path, expects: str, *names: str) -> Path:
     raise missing_file(folder, expects, *(f"{name}/" for name in names))
 
 
-def _open_text(path: Path) -> io.TextIOWrapper:
-    binary: Any = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    return io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        yield file
 
 
 def read_rows(
@@ -200,8 +202,8 @@ def listed_states(labels: dict[str, str], present: Iterable[str]) -> dict[str, L
         labels: own name to manifest name.
         present: manifest names.
     """
-    states: dict[str, LabelState] = dict.fromkeys(labels.values(), "absent")
-    return states | dict.fromkeys(present, "present")
+    there: dict[str, LabelState] = dict.fromkeys(present, "present")
+    return {label: there.get(label, "absent") for label in labels.values()}
 
 
 class Images:
@@ -312,7 +314,7 @@ _VIEWS = {
 
 
 def view(text: str) -> Any:
-    """PA, AP or LATERAL for the words that data sets use; empty for any other (oblique, decubitus, frontal, unknown)."""
+    """PA, AP or LATERAL for the words that data sets use; empty for any other (oblique, decubitus, frontal)."""
     return _VIEWS.get(text.strip().upper(), "")
 
 

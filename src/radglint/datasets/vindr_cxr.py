@@ -8,12 +8,12 @@ Layout (names, columns and the two spellings of "Other diseases" as in public co
     annotations/annotations_test.csv     the same without rad_id
     train/IMAGE.dicom, test/IMAGE.dicom  (also .dcm)
 
-Each training image was read by three radiologists on their own, each test image by five who agreed. Our choice for the
-training part: a label has the state that most readers gave it, and is uncertain where they are split evenly; the boxes of
-all readers are kept for a label that is present. Nothing is lost: `extra["votes"]` counts the readers who said yes,
-`extra["readers"]` all of them, and `extra["other_boxes"]` holds the boxes of labels that were outvoted, so another rule
-can be applied. The release has no patient numbers: each image counts as a patient. All images are PA; the files' own
-headers are read for the size.
+Each training image was read by three radiologists on their own, each test image by five who agreed. Our choice for
+the training part: a label has the state that most readers gave it, and is uncertain where they are split evenly; the
+boxes of all readers are kept for a label that is present. Nothing is lost: `extra["votes"]` counts the readers who
+said yes, `extra["readers"]` all of them, and `extra["other_boxes"]` holds the boxes of labels that were outvoted, so
+another rule can be applied. The release has no patient numbers: each image counts as a patient. All images are PA;
+the files' own headers are read for the size.
 """
 
 from __future__ import annotations

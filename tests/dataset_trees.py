@@ -29,10 +29,10 @@ def write_csv(path: Path, header: Sequence[str], *rows: Sequence[object]) -> Pat
     return path
 
 
-def write_image(path: Path, height: int = 24, width: int = 32) -> Path:
+def write_image(path: Path, height: int = 32, width: int = 40) -> Path:
     """Write a small grey PNG or JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width), 90, dtype=np.uint8)).save(path)
+    Image.fromarray((np.arange(height * width) % 251).reshape(height, width).astype(np.uint8)).save(path)
     return path
 
 

@@ -6,9 +6,10 @@ Layout (columns, the blank before "EncodedPixels" and the tree as in public code
     dicom-images-train/STUDY/SERIES/SOPINSTANCEUID.dcm   or any other tree of files so named
 
 An image may have several rows, one per outlined part (some drawn twice by two readers): they are joined into one
-mask, written below `masks/siim-pneumothorax/`. DICOM files without a row are left out, as in the challenge.
-stage_2_train.csv, the corrected table of the second stage, is preferred where it is there. All images are `train`:
-the answers of the test part were not given out in this form. The patient is the one in the file's header.
+mask, written below `masks/siim-pneumothorax/`. DICOM files without a row are left out, as in the challenge. The
+corrected table of the second stage, stage_2_train.csv (its name from memory), is preferred where it is there. All
+images are `train`: the answers of the test part were not given out in this form. The patient is the one in the file's
+header.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class Images:
         Raises:
             InputError: not one of the first 2,000 images is there.
         """
-        part = "/".join(PurePosixPath(listed).parts[:2][:-1]) or "."
+        part = _part(listed)
         self._all[part] += 1
         for path in candidates:
             if path is not None and path.is_file():
@@ -266,8 +266,15 @@ class Images:
         if not total:
             return f"{self.source}: no image is listed"
         names = ", ".join(self.missing[:_SHOWN]) + (", ..." if len(self.missing) > _SHOWN else "")
-        parts = ", ".join(f"{part}: {lost} of {self._all[part]}" for part, lost in self._lost.most_common(_SHOWN))
-        return f"{self.source}: {len(self.missing)} of {total} listed images are missing ({parts}), first: {names}"
+        lost = ", ".join(f"{part}: {n} of {self._all[part]}" for part, n in self._lost.most_common(_SHOWN) if part)
+        parts = f" ({lost})" if lost else ""
+        return f"{self.source}: {len(self.missing)} of {total} listed images are missing{parts}, first: {names}"
+
+
+def _part(listed: str) -> str:
+    """The part of a data set that an image is in: its first folder (two for `files/p10/...`), or nothing."""
+    folders = PurePosixPath(listed).parent.parts
+    return "/".join(folders[: 2 if folders[:1] == ("files",) else 1])
 
 
 def raster_size_px(path: Path) -> tuple[int, int]:

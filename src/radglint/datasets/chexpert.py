@@ -84,10 +84,11 @@ def parse_path(where: str, path: str) -> tuple[str, str, str, str]:
 
 
 def _by_image(root: Path, table: Path, images: Images) -> Iterator[ManifestRow]:
+    folders = {part: list(_image_folders(root, part)) for part in _SPLITS}
     for where, row in read_rows(table, ("Path", *LABELS)):
         part, patient, study, name = parse_path(where, row["Path"])
         below = f"{patient}/{study}/{name}.jpg"
-        path = images.find(f"{part}/{below}", *(folder / below for folder in _image_folders(root, part)))
+        path = images.find(f"{part}/{below}", *(folder / below for folder in folders[part]))
         if path is not None:
             yield _manifest_row(where, row, path, part)
 

@@ -107,18 +107,26 @@ def _cells(estimates: Sequence[Estimate | None], group: int) -> str:
     return "".join(estimate_cell(one, first=number % group == 0) for number, one in enumerate(estimates))
 
 
-def estimate_cell(one: Estimate | None, *, first: bool = False) -> str:
-    """A cell: the value, and its interval in small print; a dash where nothing is defined."""
+def estimate_cell(one: Estimate | None, *, first: bool = False, signed: bool = False) -> str:
+    """A cell: the value, and its interval in small print; a dash where nothing is defined.
+
+    Args:
+        one: what to show.
+        first: draw a line to the left.
+        signed: a difference: the sign is always shown.
+    """
     border = ' class="first"' if first else ""
     if one is None or one.value is None:
         return f'<td{border} data-value="">-</td>'
-    span = "" if one.low is None or one.high is None else f"<small>{_span(one.low, one.high)}</small>"
-    return f'<td{border} data-value="{one.value!r}">{one.value:.3f}{span}</td>'
+    form = "+.3f" if signed else ".3f"
+    span = "" if one.low is None or one.high is None else f"<small>{_span(one.low, one.high, form)}</small>"
+    return f'<td{border} data-value="{one.value!r}">{one.value:{form}}{span}</td>'
 
 
-def _span(low: float, high: float) -> str:
+def _span(low: float, high: float, form: str) -> str:
     """An en dash between the ends, or "to" where it could be read as a minus."""
-    return f"{low:.3f} to {high:.3f}" if low < 0 else f"{low:.3f}\u2013{high:.3f}"
+    between = " to " if low < 0 or form.startswith("+") else "\u2013"
+    return f"{low:{form}}{between}{high:{form}}"
 
 
 def styles_table(protocol: ProtocolResult, name: str) -> str:

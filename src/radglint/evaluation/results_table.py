@@ -43,18 +43,18 @@ def to_terminal_table(results: Results, *, classes: bool = True) -> str:
 
 def _protocol_lines(protocol: ProtocolResult, classes: bool) -> list[str]:
     head = f"{protocol.title} - {protocol.label_set}, {protocol.num_classes} classes"
-    lines = [_plain(head)]
-    lines += [_plain(f"  {column}: {protocol.how[column]}") for column in protocol.columns]
+    lines = [plain(head)]
+    lines += [plain(f"  {column}: {protocol.how[column]}") for column in protocol.columns]
     lines += align(["mean", *protocol.columns], _mean_rows(protocol))
     if classes and protocol.classes:
         lead = (protocol.measure_names() or protocol.class_measure_names())[:1]
         for name in lead:
             head = [f"{measure(name).title} by class", "n", "positive", *protocol.columns]
             lines += ["", *align(head, _class_rows(protocol, name))]
-    lines += [_plain(f"  note: {note}") for note in protocol.notes]
+    lines += [plain(f"  note: {note}") for note in protocol.notes]
     for left in protocol.left_out:
         count = "" if left.count is None else f"{left.count} "
-        lines.append(_plain(f"  left out: {count}{left.what}: {left.why}"))
+        lines.append(plain(f"  left out: {count}{left.what}: {left.why}"))
     return lines
 
 
@@ -78,7 +78,7 @@ def align(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
     Widths count characters as a terminal shows them: wide ones twice, combining ones not at all.
     """
-    table = [[_cut(_plain(cell)) for cell in row] for row in (head, *rows)]
+    table = [[_cut(plain(cell)) for cell in row] for row in (head, *rows)]
     widths = [max(_width(row[n]) for row in table) for n in range(len(head))]
     lines = []
     for row in table:
@@ -88,7 +88,7 @@ def align(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """One line without control characters, which a terminal would obey."""
     return "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") else letter for letter in text)
 

@@ -274,7 +274,7 @@ def _duplicate_issues(
                 text += f", but patient {other.patient or 'unknown'} instead of {row.patient or 'unknown'}"
             splits = {r.split for _, r in same} - {""}
             if len(splits) > 1:
-                text = f"{text}; it is in {other.split or 'no split'} here, in {row.split or 'no split'} there: keep one"
+                text = f"{text}; it is in {other.split or 'no split'} and {row.split or 'no split'}: keep one"
                 yield Issue("error", Problem(number, "image", "same image in two splits", text, other.id))
             else:
                 text = f"{text}; keep one of both"
@@ -302,7 +302,7 @@ def _report_issues(rows: Sequence[tuple[int, ManifestRow]]) -> Iterator[Issue]:
             yield Issue("note", Problem(0, "report", "no reports", text))
         return
     for number, row in empty:
-        text = f"expected a report as in other rows, got {(row.findings or row.impression or row.report)!r}; leave it out"
+        text = f"got {(row.findings or row.impression or row.report)!r}, other rows have a report; drop the row"
         yield Issue("warning", Problem(number, "report", "empty report", text, row.id))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 import made_up_results as made_up
 from radglint.errors import InputError
-from radglint.evaluation.bootstrap import auroc_statistic, mean_statistic
 from radglint.evaluation.compare import MEAN, Comparison, PairedDifference, compare
 from radglint.evaluation.compare_page import comparison_text, render_comparison, write_comparison
 from radglint.evaluation.paired_cases import pair_cases, read_answers
-from radglint.evaluation.paired_tests import PairedTest, holm, paired_tests
 from radglint.evaluation.results import ModelFacts, ProtocolResult, Results
 
 Line = dict[str, Any]
@@ -59,7 +56,7 @@ def two() -> tuple[Results, Results]:
 
 @pytest.fixture(scope="module")
 def found() -> Comparison:
-    return compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=300)
+    return compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=800)
 
 
 def row(found: Comparison, question: str, name: str) -> PairedDifference:
@@ -111,7 +108,7 @@ def test_the_paired_values_are_those_of_scikit_learn(found: Comparison) -> None:
         made = lines(skill, 2)
         truth = [each["answers"][0]["truth"] == "present" for each in made]
         expected = roc_auc_score(truth, [each["answers"][0]["score"] for each in made])
-        assert getattr(row(found, "edema", "auroc").test, side) == pytest.approx(expected, abs=1e-12)
+        assert getattr(row(found, "edema", "auroc"), side) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_clearly_better_model_is_called_better(found: Comparison) -> None:
@@ -120,85 +117,90 @@ def test_a_clearly_better_model_is_called_better(found: Comparison) -> None:
             each = row(found, name, measure)
             assert each.verdict == "B better"
             assert each.p_holm is not None
-            assert each.test.p is not None
-            assert each.p_holm >= each.test.p
-            assert each.test.low <= each.test.difference <= each.test.high
-    assert row(found, "edema", "auroc").test.low > 0
-    assert row(found, "edema", "brier").test.high < 0
+            assert each.p is not None
+            assert each.p_holm >= each.p
+            assert each.low <= each.difference <= each.high
+    assert row(found, "edema", "auroc").low > 0
+    assert row(found, "edema", "brier").high < 0
 
 
 def test_maps_are_compared_on_the_cases_that_have_one(found: Comparison) -> None:
     each = row(found, "edema", "dice")
     assert each.n == each.positives == sum(made["answers"][0]["truth"] == "present" for made in lines(1, 1))
-    assert (each.test.a, each.test.b) == (pytest.approx(0.1), pytest.approx(0.5))
+    assert (each.a, each.b) == (pytest.approx(0.1), pytest.approx(0.5))
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
     found = compare(*two(), lines(1, 4), lines(1, 4), draws=200)
     assert {each.verdict for each in found.paired} == {"no difference shown"}
-    assert {each.test.p for each in found.paired} == {1.0}
-    assert {each.test.low for each in found.paired} == {each.test.high for each in found.paired} == {0.0}
+    assert {each.p for each in found.paired} == {1.0}
+    assert {each.low for each in found.paired} == {each.high for each in found.paired} == {0.0}
 
 
 def test_one_sided_truth_has_no_auroc_and_says_so() -> None:
     one = [one_line(k, score=k / 10) for k in range(4)]
     found = compare(*two(), one, one, draws=50)
     auroc = row(found, "edema", "auroc")
-    assert auroc.test.p is None
+    assert auroc.p is None
     assert auroc.verdict == "not defined"
     assert "Not defined on these images, so not tested: AUROC of edema." in found.notes
 
 
-def test_the_bootstrap_is_the_naive_loop() -> None:
-    """Every sample of the differences, drawn by patient and measured case by case."""
-    values = np.array([[0.1, 0.5, 0.9, 0.3, 0.7], [0.2, 0.9, 0.8, 0.5, 0.9]])
-    patients = np.array(["a", "a", "b", "c", "c"])
-    made = paired_tests(mean_statistic(values[0]), mean_statistic(values[1]), patients, 400, 7).questions[0]
+def test_intervals_and_p_are_those_of_the_naive_loop() -> None:
+    """Every draw of patients measured image by image, on squared errors of the probability."""
+    a = [one_line(k, probability=p) for k, p in enumerate((0.9, 0.5, 0.1, 0.7, 0.3))]
+    b = [one_line(k, probability=p) for k, p in enumerate((0.8, 0.9, 0.2, 0.9, 0.6))]
+    for line, patient in zip(a + b, "xxyzzxxyzz", strict=True):
+        line["patient"] = patient
+    made = row(compare(*two(), a, b, draws=400, seed=7), "edema", "brier")
+    error = [[(1 - line["answers"][0]["probability"]) ** 2 for line in side] for side in (a, b)]
     rng, differences = np.random.default_rng(7), []
     for picked in rng.integers(0, 3, (400, 3)):
-        cases = [k for p in picked for k in np.flatnonzero(patients == "abc"[p])]
-        differences.append(values[1, cases].mean() - values[0, cases].mean())
+        cases = [k for p in picked for k in ((0, 1), (2,), (3, 4))[p]]
+        differences.append(np.mean([error[1][k] - error[0][k] for k in cases]))
     assert (made.low, made.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])), abs=1e-6)
-    assert made.difference == pytest.approx(0.16)
-    fewer = min(sum(np.array(differences) <= 1e-9), sum(np.array(differences) >= -1e-9))
-    assert made.p == pytest.approx(min(1, 2 * (1 + fewer) / 401), abs=2 / 401)
+    assert made.difference == pytest.approx(np.mean(error[1]) - np.mean(error[0]))
+    fewer = min(sum(np.array(differences) <= 0), sum(np.array(differences) >= 0))
+    assert made.p == pytest.approx(min(1, 2 * (1 + fewer) / 401))
 
 
-def test_p_is_even_where_nothing_differs() -> None:
-    """Two models of the same skill: over many runs p below 0.1 comes in about a tenth of them."""
-    low = 0
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        truth = rng.random(80) < 0.5
-        a, b = (truth + rng.normal(size=80) for _ in range(2))
-        made = paired_tests(auroc_statistic(a, truth), auroc_statistic(b, truth), np.arange(80), 200, seed)
-        low += (made.questions[0].p or 0) < 0.1
-    assert 1 <= low <= 14
+def test_holm_counts_every_test(found: Comparison) -> None:
+    p = sorted(each.p or 0 for each in found.paired)
+    assert len(p) == 9
+    assert min(each.p_holm or 0 for each in found.paired) == pytest.approx(9 * p[0])
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+def test_the_mean_over_classes_is_that_of_the_rows(found: Comparison) -> None:
+    rows = [row(found, name, "auroc") for name in ("edema", "pneumonia")]
+    mean = row(found, MEAN, "auroc")
+    assert mean.a == pytest.approx((rows[0].a + rows[1].a) / 2)
+    assert mean.b == pytest.approx((rows[0].b + rows[1].b) / 2)
 
 
-def test_holm_does_not_depend_on_order() -> None:
-    p = [0.02, 0.001, 0.3, 0.02]
-    expected = dict(zip(p, holm(p), strict=True))
-    for order in itertools.permutations(p):
-        assert holm(order) == [expected[each] for each in order]
+def test_delong_only_where_every_patient_has_one_image(found: Comparison) -> None:
+    assert {each.p_delong for each in found.paired} == {None}
+    a, b = lines(0.5, 2), lines(2.5, 2)
+    for line in a + b:
+        line["patient"] = line["id"]
+    alone = compare(*two(), a, b, draws=100)
+    shown = {each.question for each in alone.paired if each.p_delong is not None}
+    assert shown == {"edema", "pneumonia"}
+    assert (row(alone, "edema", "auroc").p_delong or 1) < 1e-6
+    assert "(DeLong <0.001)" in comparison_text(alone)
+    assert "<small>DeLong &lt;0.001</small>" in render_comparison(alone)
 
 
 @pytest.mark.parametrize(
     ("measure", "difference", "p", "verdict"),
     [
         ("auroc", 0.1, 0.01, "B better"), ("auroc", -0.1, 0.01, "A better"), ("brier", -0.1, 0.01, "B better"),
-        ("auroc", 0.1, 0.05, "no difference shown"), ("threshold", 0.1, 0.01, "B higher"), ("false_area, negatives", -0.1, 0.01, "B better"),
+        ("auroc", 0.1, 0.05, "no difference shown"), ("threshold", 0.1, 0.01, "B higher"),
+        ("false_area, negatives", -0.1, 0.01, "B better"),
     ],
 )  # fmt: skip
 def test_verdicts(measure: str, difference: float, p: float, verdict: str) -> None:
-    test = PairedTest(0.5, 0.5 + difference, difference, -1, 1, p)
-    assert PairedDifference("x", measure, 9, 4, test, p).verdict == verdict
+    made = PairedDifference("x", measure, 9, 4, 0.5, 0.5 + difference, difference, -1, 1, p, p)
+    assert made.verdict == verdict
 
 
 def test_only_the_test_split_and_readable_images_count() -> None:
@@ -282,7 +284,7 @@ def test_the_text_says_who_and_how(found: Comparison) -> None:
     text = comparison_text(found)
     assert "A: nano (0123456789ab) on chexpert.jsonl (cdcdcdcdcdcd), 500 images" in text
     assert "  AUROC                   0.787 [0.775, 0.797]  0.820 [0.800, 0.840]  +0.033" in text
-    assert "the same 60 patients drawn 300 times" in text
+    assert "the same 60 patients drawn 800 times" in text
     assert "Holm's correction over all 9 tests shown" in text
     edema = next(line for line in text.splitlines() if line.startswith("  edema"))
     assert edema.endswith("B better")
@@ -291,7 +293,7 @@ def test_the_text_says_who_and_how(found: Comparison) -> None:
 def test_the_page_is_the_same_each_time_and_escaped(found: Comparison, tmp_path: Path) -> None:
     page = render_comparison(found)
     assert write_comparison(found, tmp_path).read_text(encoding="utf-8") == page
-    assert render_comparison(compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=300)) == page
+    assert render_comparison(compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=800)) == page
     assert "other &lt;model&gt;" in page
     assert "other <model>" not in page
     assert page.count("<script") == 1

@@ -1,21 +1,24 @@
-"""`radglint compare A.json B.json`: two evaluations of the same images, and whether their difference is more than chance.
+"""`radglint compare A.json B.json`: two evaluations of the same images, and whether they differ by more than chance.
 
-Differences of the protocols' means come from the two results. Intervals and p values need the answers of each image: the
-same patients are drawn for both models, so that what is hard for both cancels out. Differences are B - A.
+Differences of the protocols' means come from the two results. Intervals and p values need the answers of each image:
+the same patients are drawn for both models, so that what is hard for both cancels out. Differences are B - A.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from radglint.errors import InputError
 from radglint.evaluation.measure_names import measure
 from radglint.evaluation.paired_cases import Line, PairedCases, pair_cases
-from radglint.evaluation.paired_tests import PairedTest, holm, paired_tests
 from radglint.evaluation.results import Estimate, Results
+
+if TYPE_CHECKING:
+    from radglint.evaluation.bootstrap import Statistic
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -58,16 +61,28 @@ class PairedDifference:
         measure: its name; "dice, negatives" where positives are measured too.
         n: images that count.
         positives: those with the finding.
-        test: values of A and B, B - A with its interval, p.
+        a: measure of A on these images, NaN if not defined.
+        b: the same of B.
+        difference: B - A.
+        low: lower end of its interval.
+        high: upper end.
+        p: two-sided, of the paired bootstrap by patient; None if not defined.
         p_holm: p after Holm's correction over all tests of the comparison; None without p.
+        p_delong: of an AUROC where every patient has one image; None elsewhere. It is not part of the verdict.
     """
 
     question: str
     measure: str
     n: int
     positives: int
-    test: PairedTest
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float | None
     p_holm: float | None = None
+    p_delong: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -78,8 +93,8 @@ class PairedDifference:
         if self.p_holm >= ALPHA:
             return "no difference shown"
         if better == "neither":
-            return "B higher" if self.test.difference > 0 else "A higher"
-        return "B better" if (self.test.difference > 0) == (better == "higher") else "A better"
+            return "B higher" if self.difference > 0 else "A higher"
+        return "B better" if (self.difference > 0) == (better == "higher") else "A better"
 
 
 @dataclass(frozen=True)
@@ -123,14 +138,15 @@ def compare(
         seed: of the draws.
 
     Raises:
-        InputError: the manifests differ and `across` is not given; `across` is given with answers; answers of one only; the
-            answers do not belong together; or the two ran no protocol in common.
+        InputError: the manifests differ and `across` is not given, or with answers; answers of one only; answers that
+            do not belong together; or the two ran no protocol in common.
     """
     same = a.manifest.sha256 == b.manifest.sha256
     if not same and not across:
         raise InputError(
             f"A was measured on {a.manifest.path} ({a.manifest.sha256[:12]}), B on {b.manifest.path} "
-            f"({b.manifest.sha256[:12]}): different manifests; evaluate both on one, or add --across to see them unpaired"
+            f"({b.manifest.sha256[:12]}): different manifests; evaluate both on one, or add --across to see them "
+            "unpaired"
         )
     if (answers_a is None) != (answers_b is None):
         raise InputError("answers: expected those of A and of B, or none; give both files")
@@ -192,7 +208,8 @@ def _paired(cases: PairedCases, draws: int, seed: int) -> Iterator[PairedDiffere
 
     scores = np.where(cases.known, cases.values["score"], 0.0)
     truth = (cases.positive, cases.known)
-    yield from _tests(cases, "auroc", cases.known, lambda side: auroc_statistic(scores[side], *truth), draws, seed)
+    rows = _tests(cases, "auroc", cases.known, lambda side: auroc_statistic(scores[side], *truth), draws, seed)
+    yield from (replace(row, p_delong=_delong(cases, row.question)) for row in rows)
     for name, values, counted in _per_case(cases):
         table = np.where(counted, values, np.nan)
         yield from _tests(cases, name, counted, lambda side, t=table: mean_statistic(t[side]), draws, seed)
@@ -212,28 +229,56 @@ def _per_case(cases: PairedCases) -> Iterator[tuple[str, np.ndarray, np.ndarray]
             yield f"{name}, {side}" if len(sides) > 1 else name, cases.values[name], where
 
 
+def _delong(cases: PairedCases, question: str) -> float | None:
+    """DeLong's p, which takes images as independent: only where every patient has one."""
+    from radglint.evaluation.significance import delong
+
+    if question == MEAN or len(np.unique(cases.patients)) < len(cases.patients):
+        return None
+    k = cases.questions.index(question)
+    known = cases.known[:, k]
+    p = delong(*cases.values["score"][:, known, k], cases.positive[known, k]).p
+    return None if np.isnan(p) else p
+
+
 def _tests(
-    cases: PairedCases, name: str, counted: np.ndarray, statistic: Callable[[int], Callable[[np.ndarray], np.ndarray]],
-    draws: int, seed: int,
+    cases: PairedCases, name: str, counted: np.ndarray, statistic: Callable[[int], Statistic], draws: int, seed: int
 ) -> Iterator[PairedDifference]:  # fmt: skip
     """One test per question that has any case, and one of the mean where there are several questions."""
+    from radglint.evaluation.significance import paired_difference
+
     asked = np.flatnonzero(counted.any(axis=0))
-    tests = paired_tests(statistic(0), statistic(1), cases.patients, draws, seed, LEVEL)
-    for k in asked:
-        n, positives = int(counted[:, k].sum()), int((counted & cases.positive)[:, k].sum())
-        yield PairedDifference(cases.questions[k], name, n, positives, tests.questions[k])
+    one, other = (_with_mean(statistic(side)) for side in (0, 1))
+    found = paired_difference(other, one, cases.patients, draws, seed, LEVEL)  # B first: differences are B - A
+    columns = [(cases.questions[k], counted[:, k], cases.positive[:, k], found[k]) for k in asked]
     if len(asked) > 1:
-        n, positives = int(counted.any(axis=1).sum()), int((counted & cases.positive).any(axis=1).sum())
-        yield PairedDifference(MEAN, name, n, positives, tests.mean)
+        columns.append((MEAN, counted.any(axis=1), (counted & cases.positive).any(axis=1), found[-1]))
+    for question, rows, positive, each in columns:
+        yield PairedDifference(
+            question, name, int(rows.sum()), int((rows & positive).sum()), each.b, each.a, each.difference, each.low,
+            each.high, None if np.isnan(each.p) else each.p,
+        )  # fmt: skip
+
+
+def _with_mean(statistic: Statistic) -> Statistic:
+    """A statistic with the mean over its measures behind them; measures that a draw does not define are left out."""
+    from radglint.evaluation.bootstrap import macro_statistic
+
+    def measured(weights: np.ndarray) -> np.ndarray:
+        values = statistic(weights)
+        return np.column_stack([values, macro_statistic(lambda _: values)(weights)])
+
+    return measured
 
 
 def _corrected(rows: Sequence[PairedDifference]) -> tuple[PairedDifference, ...]:
     """Holm's correction over all rows that have a p value."""
-    tested = [number for number, row in enumerate(rows) if row.test.p is not None]
-    corrected = dict(zip(tested, holm([rows[n].test.p or 0.0 for n in tested]), strict=True))
-    return tuple(replace(row, p_holm=corrected.get(number)) for number, row in enumerate(rows))
+    from radglint.evaluation.significance import holm
+
+    corrected = holm({str(number): row.p for number, row in enumerate(rows) if row.p is not None})
+    return tuple(replace(row, p_holm=corrected.get(str(number))) for number, row in enumerate(rows))
 
 
 def _undefined(rows: Sequence[PairedDifference]) -> list[str]:
-    bare = [f"{measure(row.measure).title} of {row.question}" for row in rows if row.test.p is None]
+    bare = [f"{measure(row.measure).title} of {row.question}" for row in rows if row.p is None]
     return [f"Not defined on these images, so not tested: {', '.join(bare)}."] if bare else []

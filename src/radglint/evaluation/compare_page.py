@@ -60,11 +60,11 @@ def _mean_cells(row: MeanDifference) -> list[str]:
 
 
 def _paired_cells(row: PairedDifference) -> list[str]:
-    test = row.test
-    difference = _signed(test.difference)
-    if test.p is not None:
-        difference += f" [{_signed(test.low)}, {_signed(test.high)}]"
-    return [row.question, str(row.n), str(row.positives), _number(test.a), _number(test.b), difference, _p(test.p),
+    difference = _signed(row.difference)
+    if row.p is not None:
+        difference += f" [{_signed(row.low)}, {_signed(row.high)}]"
+    p = _p(row.p) if row.p_delong is None else f"{_p(row.p)} (DeLong {_p(row.p_delong)})"
+    return [row.question, str(row.n), str(row.positives), _number(row.a), _number(row.b), difference, p,
             _p(row.p_holm), row.verdict]  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def _method(found: Comparison) -> list[str]:
     return [
         f"Paired bootstrap: the same {found.patients} patients drawn {found.draws} times for both (seed {found.seed}); "
         f"{LEVEL:.0%} percentile intervals of B - A; p two-sided; Holm's correction over all {tests} tests shown. "
-        "A verdict needs a corrected p below 0.05."
+        "A verdict needs a corrected p below 0.05. DeLong's p is shown for an AUROC where each patient has one image."
     ]
 
 
@@ -149,16 +149,17 @@ def _paired_table(rows: Sequence[PairedDifference]) -> str:
 
 
 def _paired_row(row: PairedDifference) -> str:
-    test, kind = row.test, ""
+    kind = ""
     if row.verdict in ("A better", "B better"):
         kind = ' class="better"' if row.verdict == "B better" else ' class="worse"'
     counts = "".join(f'<td data-value="{count}">{count}</td>' for count in (row.n, row.positives))
-    values = "".join(f'<td data-value="{_key(value)}">{_number(value)}</td>' for value in (test.a, test.b))
-    difference = Estimate(value=test.difference, low=test.low, high=test.high)
+    values = "".join(f'<td data-value="{_key(value)}">{_number(value)}</td>' for value in (row.a, row.b))
+    delong = "" if row.p_delong is None else f"<small>DeLong {escape(_p(row.p_delong))}</small>"
+    difference = Estimate(value=row.difference, low=row.low, high=row.high)
     return (
-        f'<tr><th scope="row" data-value="{escape(row.question)}"><span>{escape(row.question)}</span></th>{counts}{values}'
-        f"{estimate_cell(difference, signed=True)}"
-        f'<td data-value="{_key(test.p)}">{escape(_p(test.p))}</td><td data-value="{_key(row.p_holm)}">'
+        f'<tr><th scope="row" data-value="{escape(row.question)}"><span>{escape(row.question)}</span></th>'
+        f"{counts}{values}{estimate_cell(difference, signed=True)}"
+        f'<td data-value="{_key(row.p)}">{escape(_p(row.p))}{delong}</td><td data-value="{_key(row.p_holm)}">'
         f'{escape(_p(row.p_holm))}</td><td data-value="{row.verdict}"{kind}>{row.verdict}</td></tr>'
     )
 

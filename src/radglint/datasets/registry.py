@@ -81,7 +81,7 @@ _ALL = (
         "demographics and additional image formats, arXiv:2405.19538, 2024",
         "stanfordaimi.azurewebsites.net/datasets/5158c524-d3ab-4e02-96e9-6ee9efc110a1", ("chexpert", "chexlocalize"),
         "df_chexpert_plus_240401.csv beside PNG/ (or the CheXpert JPEG tree), and optionally chexbert_labels/",
-        "chexpert:convert_plus",
+        "chexpert_plus",
     ),
     DatasetInfo(
         "nih-chestxray14", "NIH ChestX-ray14", "CXR",
@@ -121,10 +121,10 @@ _ALL = (
     ),
     DatasetInfo(
         "rsna-pneumonia", "RSNA Pneumonia Detection Challenge 2018", "CXR",
-        "rules of the RSNA challenge: non-commercial research and education, with attribution",
+        "terms of the RSNA challenge: research, education and other purposes, commercial or not, with attribution",
         "Shih et al., Augmenting the National Institutes of Health chest radiograph dataset with expert annotations "
         "of possible pneumonia, Radiology: Artificial Intelligence 1(1):e180041, 2019, doi:10.1148/ryai.2019180041",
-        "kaggle.com/c/rsna-pneumonia-detection-challenge", ("nih-chestxray14", "chestx-det10", "siim-pneumothorax"),
+        "rsna.org/rsnai/ai-image-challenge/rsna-pneumonia-detection-challenge-2018", ("nih-chestxray14", "chestx-det10", "siim-pneumothorax"),
         "stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/PATIENT.dcm",
         "rsna_pneumonia",
     ),
@@ -173,6 +173,17 @@ _ALL = (
         "github.com/ieee8023/covid-chestxray-dataset", (),
         "metadata.csv, images/, and optionally annotations/",
         "covid_cxr",
+    ),
+    DatasetInfo(
+        "covid-19-rural", "COVID-19 Rural (COVID-19-AR) with opacity outlines", "CXR",
+        "images CC BY 4.0 (COVID-19-AR of The Cancer Imaging Archive); no licence stated for the outlines",
+        "images: Desai et al., Chest imaging representing a COVID-19 positive rural U.S. population, Scientific Data "
+        "7:414, 2020, doi:10.1038/s41597-020-00741-6; data: doi:10.7937/tcia.2020.py71-5978; outlines: Tang et al., "
+        "Deep learning segmentation model for automated detection of the opacity regions in the chest X-rays of the "
+        "Covid-19 positive patients and the application for disease severity, medRxiv, 2020",
+        "github.com/haimingt/opacity_segmentation_covid_chest_X_ray", (),
+        "covid_rural_annot/jpgs/ and covid_rural_annot/pngs_masks/",
+        "covid_cxr:convert_rural",
     ),
     DatasetInfo(
         "ct-rate-v1", "CT-RATE, first release", "CT", _CT_RATE, _CT_RATE_PAPER,

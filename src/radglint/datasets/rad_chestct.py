@@ -155,7 +155,7 @@ SPACING_MM = 0.8
 _KEY = "NoteAcc_DEID"
 Split = Literal["train", "val", "test"]
 _PARTS: dict[str, Split] = {"train": "train", "valid": "val", "test": "test"}
-_TABLES = {f"img{part}_Abnormality_and_Location_Labels.csv": split for part, split in _PARTS.items()}
+_TABLES: dict[str, Split] = {f"img{part}_Abnormality_and_Location_Labels.csv": split for part, split in _PARTS.items()}
 _STATES = {"0": False, "0.0": False, "1": True, "1.0": True}
 
 
@@ -171,7 +171,8 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
         ImageError: a volume is not HU.
     """
     src, out = Path(src), Path(out)
-    tables = [(path, split) for name, split in _TABLES.items() if (path := optional_file(src, name))]
+    found = [(optional_file(src, name), split) for name, split in _TABLES.items()]
+    tables: list[tuple[Path, Split]] = [(path, split) for path, split in found if path is not None]
     if not tables:
         raise missing_file(src, EXPECTS, *_TABLES)
     metadata = _metadata(src)

@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from dicom_files import phantom_hu
 
 import radglint
+from dicom_files import phantom_hu
 from radglint.datasets import ct_rate, rad_chestct, rexgroundingct
 from radglint.datasets.ct_files import grid_gap_mm, is_written, mask_box, nifti_grid, write_mask, write_volume
 from radglint.errors import GeometryError, ImageError, InputError

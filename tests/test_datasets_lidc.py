@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import phantom_hu, write_ct_series, write_radiograph
 from hypothesis import given
 from hypothesis import strategies as st
 
 import radglint
+from dicom_files import phantom_hu, write_ct_series, write_radiograph
 from radglint.datasets import lidc
 from radglint.datasets.contours import (
     BoxedMask,
@@ -212,6 +212,7 @@ def test_readings_of_radiographs_are_passed_over(tmp_path):
 
 
 BOMB = '<!DOCTYPE lolz [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+ONE_POINT = scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [(1, 1)])], {"margin": 4})])
 
 
 @pytest.mark.parametrize(
@@ -224,14 +225,12 @@ BOMB = '<!DOCTYPE lolz [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
         (scan_xml("1", [], head=BOMB), r"declares a document type"),
         (scan_xml("1", [nodule_xml("1", ["<roi><inclusion>TRUE</inclusion></roi>"])]), r"roi has no imageZposition"),
         (scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [])])]), r"a roi at z 1 has no edgeMap"),
-        (scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [(1, 1)], "MAYBE")])]), r"inclusion 'MAYBE'"),
-        (scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [(1, 1)])])]).replace("<imageZposition>1", "<imageZposition>?"),
-         r"imageZposition '\?1?', expected a number"),
-        (scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [(1, 1)])])]).replace("<xCoord>1", "<xCoord>1.5"),
-         r"xCoord '1\.5', expected a whole number"),
-        (scan_xml("1", [nodule_xml("1", [roi_xml(1, "u", [(1, 1)])], {"margin": "x"})]), r"margin 'x', expected a whole"),
+        (ONE_POINT.replace("TRUE", "MAYBE"), r"inclusion 'MAYBE', expected TRUE or FALSE"),
+        (ONE_POINT.replace("<imageZposition>1", "<imageZposition>?"), r"imageZposition '\?', expected a number"),
+        (ONE_POINT.replace("<xCoord>1", "<xCoord>1.5"), r"xCoord '1\.5', expected a whole number"),
+        (ONE_POINT.replace("<margin>4", "<margin>x"), r"margin 'x', expected a whole number"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_xml_file_names_file_and_element(tmp_path, text, message):
     path = tmp_path / "bad.xml"
     path.write_text(text)
@@ -255,7 +254,7 @@ def write_scan(root: Path, *, down: bool = False, skip: tuple[int, ...] = (), se
 
 
 def slices_of(folder: Path) -> list[tuple[float, str]]:
-    """z and SOPInstanceUID, from feet to head."""
+    """Position and SOPInstanceUID, from feet to head."""
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in folder.glob("*.dcm")]
     return sorted((float(header.ImagePositionPatient[2]), str(header.SOPInstanceUID)) for header in headers)
 

@@ -1,7 +1,7 @@
 """Does a map point at the finding: pointing game, contrast to noise, thresholded overlap, on the image's own grid.
 
-Maps have any scale unless said otherwise and may hold NaN where the model saw nothing (see `radglint.evaluation`); masks
-are bool of the same shape; boxes are half-open, (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1). Works in 2D and 3D.
+Maps have any scale unless said otherwise and may hold NaN where the model saw nothing (see `radglint.evaluation`);
+masks are bool of the same shape; boxes are half-open, (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1). Works in 2D and 3D.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def pointing_hit(values: Any, boxes: Sequence[Box] | np.ndarray, ties: Ties = "f
     Args:
         values: map.
         boxes: half-open boxes, or a bool mask; not empty.
-        ties: of several highest voxels, first = the first in C order counts (RadZero's code takes one argmax); expected =
-            the share of them that hits, which is what a random choice scores; any = one hit is enough (the code of the
-            mIoU sweep), which a constant map always gets.
+        ties: of several highest voxels, first = the first in C order counts (RadZero's code takes one argmax);
+            expected = the share of them that hits, which is what a random choice scores; any = one hit is enough (the
+            code of the mIoU sweep), which a constant map always gets.
 
     Returns:
         1 or 0; a share for "expected".
@@ -124,7 +124,7 @@ def overlap_counts(marked: Any, mask: Any) -> tuple[int, int, int]:
     """Voxels in both, voxels marked, voxels of the truth: all that Dice, IoU and sensitivity need."""
     marked = as_flags("marked", marked)
     mask = as_flags("mask", mask, marked.shape)
-    return np.count_nonzero(marked & mask), np.count_nonzero(marked), np.count_nonzero(mask)
+    return int(np.count_nonzero(marked & mask)), int(np.count_nonzero(marked)), int(np.count_nonzero(mask))
 
 
 def dice_of(both: Any, marked: Any, truth: Any, empty: Empty = "one") -> Any:
@@ -194,8 +194,8 @@ def sweep(
             look sure (a constant map is 0 everywhere then); False = as it is.
         empty: see `dice_of`.
 
-    Source: evaluate_zero_shot_seg.py of a project that imports `cxrseg`, which was read: torchvision's GaussianBlur(13,
-    1.5) with mirrored borders on the patch map, then bilinear enlargement, then min-max, then "v >= t". For its exact
+    Source: evaluate_zero_shot_seg.py of a project that imports `cxrseg`, which was read: torchvision's GaussianBlur(
+    13, 1.5) with mirrored borders on the patch map, then bilinear enlargement, then min-max, then "v >= t". For its exact
     numbers smooth the patch map with `smooth`, enlarge, and pass smooth_sigma=None; on an enlarged map the default
     smooths far less.
 
@@ -256,7 +256,7 @@ def _counts_at(values: np.ndarray, mask: np.ndarray, levels: np.ndarray) -> tupl
 
 
 def smallest_not_below(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Levels in a map's own type, so that "v >= level" is decided as in float64, without a float64 copy of the map."""
+    """Levels in a map's own type: "v >= level" is then decided as in float64, without a float64 copy of the map."""
     cast = levels.astype(dtype)
     return np.where(cast.astype(np.float64) < levels, np.nextafter(cast, np.array(np.inf, dtype)), cast).astype(dtype)
 

@@ -68,21 +68,27 @@ def enclosed_pixels(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     high = np.minimum(corners.max(axis=0) + 1, shape)
     if (low >= high).any():
         return mask
-    rows, columns = np.arange(low[0], high[0]), np.arange(low[1], high[1])
-    mask[low[0] : high[0], low[1] : high[1]] = _inside(corners, rows, columns)
+    size = (int(high[0] - low[0]), int(high[1] - low[1]))
+    inside = _winding(corners - low, size) != 0
+    mask[low[0] : high[0], low[1] : high[1]] = inside & ~drawn_pixels(corners - low, size)
     return mask
 
 
-def _inside(corners: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    winding = np.zeros((len(rows), len(columns)), dtype=np.int64)
-    on_line = np.zeros(winding.shape, dtype=bool)
-    y, x = rows[:, None], columns[None, :]
-    for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        side = (x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)
-        near = (y >= min(y0, y1)) & (y <= max(y0, y1)) & (x >= min(x0, x1)) & (x <= max(x0, x1))
-        on_line |= near & (side == 0)
-        winding += ((y0 <= y) & (y < y1) & (side > 0)).astype(np.int64) - ((y1 <= y) & (y < y0) & (side < 0))
-    return (winding != 0) & ~on_line
+def _winding(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """How often the outline winds around each pixel: each segment counts for the pixels on its left, row by row."""
+    winding = np.zeros(size, dtype=np.int64)
+    columns = np.arange(size[1])[None, :]
+    for (y0, x0), (y1, x1) in zip(corners.tolist(), np.roll(corners, -1, axis=0).tolist(), strict=True):
+        first, last = max(min(y0, y1), 0), min(max(y0, y1), size[0])
+        if first >= last:
+            continue
+        rows = np.arange(first, last)[:, None]
+        side = (x1 - x0) * (rows - y0) - (columns - x0) * (y1 - y0)
+        if y1 > y0:
+            winding[first:last] += side > 0
+        else:
+            winding[first:last] -= side < 0
+    return winding
 
 
 def drawn_pixels(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -97,11 +103,12 @@ def drawn_pixels(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """
     mask = np.zeros(shape, dtype=bool)
     corners = np.asarray(outline, dtype=np.int64).reshape(-1, 2)
-    for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        steps = max(int(np.gcd.reduce(np.abs(end - start))), 1)
-        points = start + (end - start) // steps * np.arange(steps)[:, None]
-        points = points[((points >= 0) & (points < shape)).all(axis=1)]
-        mask[points[:, 0], points[:, 1]] = True
+    steps = np.roll(corners, -1, axis=0) - corners
+    parts = np.maximum(np.gcd(steps[:, 0], steps[:, 1]), 1)  # whole-numbered points on each segment
+    place = np.concatenate([np.arange(n) for n in parts]) if len(parts) else np.zeros(0, dtype=np.int64)
+    points = np.repeat(corners, parts, axis=0) + np.repeat(steps // parts[:, None], parts, axis=0) * place[:, None]
+    points = points[((points >= 0) & (points < shape)).all(axis=1)]
+    mask[points[:, 0], points[:, 1]] = True
     return mask
 
 

@@ -162,7 +162,9 @@ def test_places_by_hand() -> None:
     assert found.classes[0].measures["fixed"]["pixel_auroc"].value == 1.0
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_answers(run: SuiteConfig, finished: suite.Results, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_gives_the_same_answers(
+    run: SuiteConfig, finished: suite.Results, tmp_path: Path
+) -> None:
     whole = (run.out / suite.ANSWERS).read_text().splitlines()
     cut = tmp_path / suite.ANSWERS
     cut.write_text("\n".join(whole[:4]) + "\n" + whole[4][:50])
@@ -240,8 +242,10 @@ def test_boxes_and_masks_are_one_place(tmp_path: Path) -> None:
     row = ManifestRow("a", "a.png", "CXR", phrases=(Phrase("x", "x", boxes=((2, 1, 4, 3),), masks=("m.npz#0",)),))
     place = place_of_class(row, "x", tmp_path, (4, 5))
     assert place is not None and place.mask.sum() == 8 and place.mask[3, 2] and place.mask[0, 0]
-    with pytest.raises(InputError, match="does not lie inside"):
+    with pytest.raises(InputError, match="has shape"):
         place_of_class(row, "x", tmp_path, (3, 3))
+    with pytest.raises(InputError, match="does not lie inside"):
+        place_of_class(replace(row, phrases=(Phrase("x", "x", boxes=((2, 1, 4, 9),)),)), "x", tmp_path, (4, 5))
 
 
 def test_prompt_styles_that_agree_have_no_spread(run: SuiteConfig, finished: suite.Results) -> None:

@@ -91,7 +91,9 @@ def kept_lines(path: Path, key: str | None = None) -> Iterator[Line]:
         except ValueError:
             continue
         if key is not None and line["key"] != key:
-            raise InputError(f"{path}: holds answers of another model, manifest or suite; move it away, or choose another --out")
+            raise InputError(
+                f"{path}: holds answers of another model, manifest or suite; move it away, or choose another --out"
+            )
         yield line
 
 
@@ -169,7 +171,11 @@ def _raw_scores(pipe: Pipeline, encoded: EncodedImage, texts: Sequence[str]) -> 
 
 def free_phrases(row: ManifestRow) -> list[Phrase]:
     """Phrases in a reader's own words that have a place, such as those of MS-CXR."""
-    return [phrase for phrase in row.phrases if phrase.text and phrase.text != phrase.label and (phrase.boxes or phrase.masks)]
+    return [
+        phrase
+        for phrase in row.phrases
+        if phrase.text and phrase.text != phrase.label and (phrase.boxes or phrase.masks)
+    ]
 
 
 def _phrase_answers(pipe: Pipeline, encoded: EncodedImage, row: ManifestRow, asked: Asked) -> list[Line]:

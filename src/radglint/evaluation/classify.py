@@ -66,7 +66,10 @@ def classify(
     table = columns_of(table, kept)
     by_image = ClassTable(table.names, table.scores, table.positive, table.known, np.arange(len(test)).astype(str))
     fitted = columns_of(class_table(validation, names, score, unit), kept) if validation else None
-    thresholds = {"published": published_thresholds(protocol, table, fitted), "honest": honest_thresholds(protocol, fitted, table)}
+    thresholds = {
+        "published": published_thresholds(protocol, table, fitted),
+        "honest": honest_thresholds(protocol, fitted, table),
+    }
     measured = {
         column: _measured(rows, thresholds[column], draws, seed)
         for column, rows in (("published", by_image), ("honest", table))
@@ -153,8 +156,13 @@ def _measured(table: ClassTable, thresholds: np.ndarray, draws: int, seed: int) 
             values = _one_measure(whole, MEASURES.index(name), len(usable))
             _enter(some, means, name, values, part, [counts[k] for k in usable], draws, seed)
         for k, row in zip(usable, some, strict=True):
-            row["threshold"] = Estimate(value=float(thresholds[k]), n=counts[k])
+            row["threshold"] = Estimate(value=_finite(thresholds[k]), n=counts[k])
     return rows, means
+
+
+def _finite(threshold: float) -> float | None:
+    """None where nothing is called positive: no score reaches a threshold of infinity."""
+    return float(threshold) if np.isfinite(threshold) else None
 
 
 def _one_measure(statistic: Any, number: int, classes: int) -> Any:
@@ -192,7 +200,9 @@ def _honest(protocol: ClassificationProtocol, validation: ClassTable | None) -> 
 
 def _notes(thresholds: np.ndarray) -> tuple[str, ...]:
     missing = int(np.isnan(thresholds).sum())
-    return (f"{missing} of {len(thresholds)} classes have no honest threshold: too few in validation",) if missing else ()
+    return (
+        (f"{missing} of {len(thresholds)} classes have no honest threshold: too few in validation",) if missing else ()
+    )
 
 
 def prompt_sensitivity(

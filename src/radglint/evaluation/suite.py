@@ -1,8 +1,8 @@
 """`radglint evaluate`: a model, a manifest and a label set to answers, results JSON, a table and a page.
 
-    manifest rows --answers.collect--> answers.jsonl, one line an image (a stopped run goes on)
-    lines --classify, locate, trust, retrieve, probe--> protocols
-    protocols --> results.json, index.html
+manifest rows --answers.collect--> answers.jsonl, one line an image (a stopped run goes on)
+lines --classify, locate, trust, retrieve, probe--> protocols
+protocols --> results.json, index.html
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ from radglint.evaluation import classify, locate, retrieve, trust
 from radglint.evaluation.answers import Asked, collect, run_key
 from radglint.evaluation.page import write_page
 from radglint.evaluation.probe_features import probe
-from radglint.evaluation.protocols import ALL, CLASSIFICATION, GROUNDING, check_protocols, needed_styles
-from radglint.evaluation.protocols import SENSITIVITY_STYLES
+from radglint.evaluation.protocols import (
+    ALL,
+    CLASSIFICATION,
+    GROUNDING,
+    SENSITIVITY_STYLES,
+    check_protocols,
+    needed_styles,
+)
 from radglint.evaluation.questions import styled_prompts
 from radglint.evaluation.results import LeftOut, ManifestFacts, ModelFacts, ProtocolResult, Results, write_results
 from radglint.evaluation.tables import answered
@@ -76,7 +82,17 @@ class Suite:
     validation_split: Literal["train", "val", "test"] | None = "val"
 
 
-_PRESENCE_CXR = ("radglint", "chexzero", "radzero", "medklip", "merlin", "calibration", "prompt-sensitivity", "trust", "probe")
+_PRESENCE_CXR = (
+    "radglint",
+    "chexzero",
+    "radzero",
+    "medklip",
+    "merlin",
+    "calibration",
+    "prompt-sensitivity",
+    "trust",
+    "probe",
+)
 _PRESENCE_CT = ("radglint", "ct-clip", "hlip", "merlin", "calibration", "prompt-sensitivity", "trust", "probe")
 _PLACE = ("pointing", "cnr", "sweep", "zero-shot-segmentation", "presence")
 SUITES: dict[str, Suite] = {
@@ -111,7 +127,9 @@ def load_suite(path: Path) -> SuiteConfig:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml") from error
+        raise ConfigError(
+            f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml"
+        ) from error
     return suite_config(values, str(path))
 
 
@@ -218,7 +236,9 @@ def measure(
     test = answered(lines, None if config.split == "all" else config.split)
     validation = [] if config.validation_split is None else answered(lines, config.validation_split)
     if not test:
-        raise InputError(f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}")
+        raise InputError(
+            f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}"
+        )
     placer = locate.Placer(bank, test, config.unit, config.draws, config.seed)
     many: dict[str, Any] = {"unit": config.unit, "draws": config.draws, "seed": config.seed}
     scale = classify.scale_of(_logit_scale(pipe, bank))
@@ -241,7 +261,7 @@ def measure(
 def _logit_scale(pipe: Pipeline, bank: PromptBank) -> float:
     model = getattr(pipe.model, "model", None)
     modality = "CXR" if bank.modality == "any" else bank.modality
-    return 0.0 if model is None or modality not in model.branches else float(model.branch(modality).logit_scale)
+    return 0.0 if model is None or modality not in model.branches else float(model.branch(modality).logit_scale.detach())
 
 
 def _unread(lines: Sequence[Line]) -> list[LeftOut]:

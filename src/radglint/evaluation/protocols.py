@@ -74,7 +74,7 @@ CLASSIFICATION: dict[str, ClassificationProtocol] = {
             "score of the bare class name; F1 and accuracy at the threshold of the best F1 on the test split",
         ),
         ClassificationProtocol(
-            "radglint", "radglint", "this package", "default", "positive", None, "half",
+            "radglint", "radglint", "this package", "radglint", "positive", None, "half",
             "cosine of an ensemble of positive prompts; the decision is that of `radglint ask`",
             "the same; nothing is chosen on the test split",
         ),
@@ -83,7 +83,7 @@ CLASSIFICATION: dict[str, ClassificationProtocol] = {
 GROUNDING = ("pointing", "cnr", "sweep", "zero-shot-segmentation", "presence", "rexgroundingct", "vlm3d")
 OTHERS = ("retrieval", "calibration", "prompt-sensitivity", "trust", "probe")
 ALL = (*CLASSIFICATION, *GROUNDING, *OTHERS)
-SENSITIVITY_STYLES = ("plain", "chexzero", "radzero", "ctclip", "biovil", "gloria", "xplainer", "default")
+SENSITIVITY_STYLES = ("plain", "chexzero", "radzero", "ctclip", "biovil", "gloria", "xplainer", "radglint")
 
 
 def check_protocols(names: tuple[str, ...]) -> None:

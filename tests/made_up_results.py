@@ -44,7 +44,9 @@ def curves(strength: float, share: float) -> Curves:
     ]
     t = np.linspace(0, 1, 101).round(2)
     sweep = [
-        SweepPoint(threshold=a, dice=float(0.46 * np.exp(-((a - 0.4) ** 2) / 0.08)), sensitivity=1 - a**2, specificity=a**0.5)
+        SweepPoint(
+            threshold=a, dice=float(0.46 * np.exp(-((a - 0.4) ** 2) / 0.08)), sensitivity=1 - a**2, specificity=a**0.5
+        )
         for a in t.tolist()
     ]
     return Curves(
@@ -78,7 +80,8 @@ def case(rank: Any, number: int, overlay: str) -> CaseResult:
     return CaseResult(
         rank=rank, id=f"patient{64000 + number}/study1/view1_frontal", class_name=FINDINGS[number % 5],
         query=f"there is {FINDINGS[number % 5].lower()}", score=0.41 - 0.09 * number, probability=0.93 - 0.16 * number,
-        truth="present" if rank == "best" else "absent", measures={"dice": 0.81 - 0.2 * number if rank == "best" else None},
+        truth="present" if rank == "best" else "absent",
+        measures={"dice": 0.81 - 0.2 * number if rank == "best" else None},
         overlay=overlay,
     )  # fmt: skip
 
@@ -87,7 +90,9 @@ def classification(names: tuple[str, ...] = FINDINGS) -> ProtocolResult:
     classes = tuple(one_class(name, number % 5) for number, name in enumerate(names))
     means = {
         column: {
-            key: estimate(float(np.mean([c.measures[column][key].value or 0 for c in classes])), 0.012, len(classes))
+            key: estimate(
+                round(float(np.mean([c.measures[column][key].value or 0 for c in classes])), 6), 0.012, len(classes)
+            )
             for key in ("auroc", "average_precision", "f1", "mcc", "brier")
         }
         for column in ("published", "honest")
@@ -110,14 +115,16 @@ def grounding() -> ProtocolResult:
     columns = ("published", "oracle", "validation", "fixed")
     values = {"published": 0.212, "oracle": 0.243, "validation": 0.198, "fixed": 0.187}
     return ProtocolResult(
-        name="sweep", title="Dice and mIoU sweep", citation="see docs/protocols", label_set="ChestX-Det10", num_classes=10,
-        columns=columns, how={
+        name="sweep", title="Dice and mIoU sweep", citation="see docs/protocols", label_set="ChestX-Det10",
+        num_classes=10, columns=columns, how={
             "published": "map rescaled per image to [-1, 1]; mean over the thresholds 0.1 to 0.5",
             "oracle": "the threshold that is best on the test positives",
             "validation": "the threshold that was best on the validation split",
             "fixed": "gate above 0.5, no rescaling",
         },
-        means={c: {"dice": estimate(v), "iou": estimate(v - 0.07), "pointing": estimate(0.41)} for c, v in values.items()},
+        means={
+            c: {"dice": estimate(v), "iou": estimate(v - 0.07), "pointing": estimate(0.41)} for c, v in values.items()
+        },
         left_out=(LeftOut(what="Calcification", why="no positive image in this manifest"),),
     )  # fmt: skip
 

@@ -170,6 +170,13 @@ def test_holm_counts_every_test(found: Comparison) -> None:
     assert min(each.p_holm or 0 for each in found.paired) == pytest.approx(9 * p[0])
 
 
+def test_too_few_draws_for_so_many_tests_are_named(found: Comparison) -> None:
+    """9 tests: 2 * 9 / (draws + 1) is below 0.05 from 360 draws on."""
+    assert not any("too few" in note for note in found.notes)
+    few = compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=359)
+    assert "359 draws are too few to show a difference among 9 tests; draw 361 or more." in few.notes
+
+
 def test_the_mean_over_classes_is_that_of_the_rows(found: Comparison) -> None:
     rows = [row(found, name, "auroc") for name in ("edema", "pneumonia")]
     mean = row(found, MEAN, "auroc")

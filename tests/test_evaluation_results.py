@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_thinning_keeps_the_ends_and_the_shape() -> None:
     assert (kept[0], kept[-1]) == (points[0], points[-1])
     assert len(kept) <= MAX_POINTS
     assert set(kept) <= set(points)
-    assert max(b[0] - a[0] for a, b in zip(kept, kept[1:], strict=False)) <= 2 / 199 + 1 / 5000
+    assert max(b[0] - a[0] for a, b in itertools.pairwise(kept)) <= 2 / 199 + 1 / 5000
 
 
 def test_few_points_stay_as_they_are() -> None:

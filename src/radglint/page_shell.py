@@ -1,4 +1,4 @@
-"""What every HTML page of radglint shares: one file, its own style and script only, nothing to load and nothing to send."""
+"""What every HTML page of radglint shares: one file, its own style and script only, nothing loaded, nothing sent."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def compare(
         return Comparison(a, b, means, (), 0, draws, seed, tuple(notes))
     cases = pair_cases(answers_a, answers_b)
     paired = _corrected(list(_paired(cases, draws, seed)))
-    notes += [f"Not compared: {text}." for text in cases.left_out] + _undefined(paired)
+    notes += [f"Not compared: {text}." for text in cases.left_out] + _undefined(paired) + _too_few_draws(paired, draws)
     return Comparison(a, b, means, paired, len(np.unique(cases.patients)), draws, seed, tuple(notes))
 
 
@@ -237,7 +237,8 @@ def _delong(cases: PairedCases, question: str) -> float | None:
         return None
     k = cases.questions.index(question)
     known = cases.known[:, k]
-    p = delong(*cases.values["score"][:, known, k], cases.positive[known, k]).p
+    a, b = cases.values["score"][:, known, k]
+    p = delong(a, b, cases.positive[known, k]).p
     return None if np.isnan(p) else p
 
 
@@ -252,7 +253,8 @@ def _tests(
     found = paired_difference(other, one, cases.patients, draws, seed, LEVEL)  # B first: differences are B - A
     columns = [(cases.questions[k], counted[:, k], cases.positive[:, k], found[k]) for k in asked]
     if len(asked) > 1:
-        columns.append((MEAN, counted.any(axis=1), (counted & cases.positive).any(axis=1), found[-1]))
+        either, positive = (np.asarray(flags.any(axis=1)) for flags in (counted, counted & cases.positive))
+        columns.append((MEAN, either, positive, found[-1]))
     for question, rows, positive, each in columns:
         yield PairedDifference(
             question, name, int(rows.sum()), int((rows & positive).sum()), each.b, each.a, each.difference, each.low,
@@ -282,3 +284,12 @@ def _corrected(rows: Sequence[PairedDifference]) -> tuple[PairedDifference, ...]
 def _undefined(rows: Sequence[PairedDifference]) -> list[str]:
     bare = [f"{measure(row.measure).title} of {row.question}" for row in rows if row.p is None]
     return [f"Not defined on these images, so not tested: {', '.join(bare)}."] if bare else []
+
+
+def _too_few_draws(rows: Sequence[PairedDifference], draws: int) -> list[str]:
+    """The smallest p of a bootstrap is 2 / (draws + 1): times many tests, no verdict could be reached."""
+    tests = sum(row.p is not None for row in rows)
+    if 2 * tests / (draws + 1) < ALPHA:
+        return []
+    needed = int(2 * tests / ALPHA) + 1
+    return [f"{draws} draws are too few to show a difference among {tests} tests; draw {needed} or more."]

@@ -34,16 +34,27 @@ _SETTINGS = {
 }  # fmt: skip
 
 
-def _drawn(size_in: tuple[float, float], title: str, draw: Callable[[Figure], None]) -> str:
-    """A figure with the fixed settings, whatever the user's own matplotlib settings are."""
+def _drawn(
+    size_in: tuple[float, float], title: str, draw: Callable[[Figure], None], bottom_in: float | None = None
+) -> str:
+    """A figure with the fixed settings, whatever the user's own matplotlib settings are.
+
+    Args:
+        size_in: width and height in inches.
+        title: for readers that cannot see it.
+        draw: draws into the figure.
+        bottom_in: margin below the axes in inches, the others being known; None measures all labels, at twice the time.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        figure = Figure(figsize=size_in, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05)  # type: ignore[union-attr]
+        matplotlib.rcParams.update(_SETTINGS)  # pyright: ignore
+        figure = Figure(figsize=size_in, layout="constrained" if bottom_in is None else None)
+        if bottom_in is not None:
+            wide, high = size_in
+            figure.subplots_adjust(0.56 / wide, bottom_in / high, 1 - 0.08 / wide, 1 - 0.08 / high)
         draw(figure)
         return figure_to_svg(figure, title)
 
@@ -68,7 +79,7 @@ def roc_figure(one: ClassResult) -> str:
         axes.plot(x, y, color=SERIES[0], label=f"{one.positives} of {one.n} positive")
         axes.legend(loc="lower right")
 
-    return _drawn(SQUARE_IN, f"ROC curve of {one.name}", draw)
+    return _drawn(SQUARE_IN, f"ROC curve of {one.name}", draw, 0.45)
 
 
 def pr_figure(one: ClassResult) -> str:
@@ -85,7 +96,7 @@ def pr_figure(one: ClassResult) -> str:
         axes.plot(x, y, color=SERIES[0], label="precision")
         axes.legend(loc="upper right" if share < 0.5 else "lower left")
 
-    return _drawn(SQUARE_IN, f"Precision and recall of {one.name}", draw)
+    return _drawn(SQUARE_IN, f"Precision and recall of {one.name}", draw, 0.45)
 
 
 def reliability_figure(one: ClassResult) -> str:
@@ -95,7 +106,7 @@ def reliability_figure(one: ClassResult) -> str:
         return ""
 
     def draw(figure: Figure) -> None:
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1], gridspec_kw={"hspace": 0.1})
         _unit_square(top, "", "observed frequency")
         top.plot([0, 1], [0, 1], color=QUIET, linestyle=_DASHES[2], linewidth=1.2, label="perfectly calibrated")
         points = [(each.probability, each.frequency) for each in bins]
@@ -103,7 +114,7 @@ def reliability_figure(one: ClassResult) -> str:
         top.legend(loc="upper left")
         _count_bars(bottom, bins)
 
-    return _drawn((SQUARE_IN[0], SQUARE_IN[1] + 0.5), f"Reliability of {one.name}", draw)
+    return _drawn((SQUARE_IN[0], SQUARE_IN[1] + 0.5), f"Reliability of {one.name}", draw, 0.45)
 
 
 def _count_bars(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
@@ -130,9 +141,9 @@ def sweep_figure(one: ClassResult) -> str:
         _mark_thresholds(axes, one.curves.thresholds)
         axes.set(ylim=(-0.02, 1.02), xlabel="threshold", ylabel="Dice or rate")
         axes.grid(True)
-        figure.legend(loc="outside lower center", ncols=2, handlelength=2.2)
+        figure.legend(loc="lower center", ncols=2, handlelength=2.2)
 
-    return _drawn((SQUARE_IN[0], SQUARE_IN[1] + 0.5), f"Threshold sweep of {one.name}", draw)
+    return _drawn((SQUARE_IN[0], SQUARE_IN[1] + 0.5), f"Threshold sweep of {one.name}", draw, 1.05)
 
 
 def _mark_thresholds(axes: Axes, thresholds: dict[str, float]) -> None:

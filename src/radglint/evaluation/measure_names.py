@@ -70,8 +70,8 @@ def measure(name: str) -> Measure:
     """How to show a measure.
 
     Args:
-        name: a key of `MEASURES`; such a key with `_oracle`, `_validation`, `_fixed`, `_gated` or `_positives` behind it;
-            `recall_at_K`; or any other name.
+        name: a key of `MEASURES`; such a key with `_oracle`, `_validation`, `_fixed`, `_gated` or `_positives` behind
+            it; `recall_at_K`; or any other name.
 
     Returns:
         The known measure (its title with the variant in brackets), or one with the name itself and no scale.

@@ -73,7 +73,8 @@ def _provenance(results: Results) -> str:
     model, data = results.model, results.manifest
     versions = ", ".join(f"{name} {version}" for name, version in sorted(results.versions.items()))
     blocks = [
-        ("Model", [("name", model.name), ("fingerprint", model.fingerprint), ("weights SHA-256", model.weights_sha256)]),
+        ("Model", [("name", model.name), ("fingerprint", model.fingerprint),
+                   ("weights SHA-256", model.weights_sha256)]),
         ("Data", [("manifest", data.path), ("SHA-256", data.sha256), ("images", _counts(results)),
                   ("data set", data.dataset), ("licence", data.licence)]),
         ("Run", [("date", results.created), ("unit of analysis", results.unit_of_analysis), ("seed", str(results.seed)),
@@ -142,7 +143,9 @@ def _curves(one: ProtocolResult, lead: str) -> str:
     for each in one.classes:
         plots = _plots(each)
         if plots:
-            folds += f'<details class="curves"{is_open}><summary>{_class_line(one, each, lead)}</summary>{plots}</details>'
+            folds += (
+                f'<details class="curves"{is_open}><summary>{_class_line(one, each, lead)}</summary>{plots}</details>'
+            )
             is_open = ""
     return folds
 
@@ -151,9 +154,7 @@ def _class_line(one: ProtocolResult, each: ClassResult, lead: str) -> str:
     column = one.columns[-1]
     value = format_estimate(each.measures.get(column, {}).get(lead))
     facts = f"{measure(lead).title} {value} ({column})" if lead else ""
-    return (
-        f"<b>{escape(each.name)}</b><span>{escape(facts)}</span><span>{each.positives} of {each.n} positive</span>"
-    )
+    return f"<b>{escape(each.name)}</b><span>{escape(facts)}</span><span>{each.positives} of {each.n} positive</span>"
 
 
 def _plots(each: ClassResult) -> str:

@@ -61,13 +61,13 @@ def means_table(protocol: ProtocolResult) -> str:
         for number, column in enumerate(protocol.columns)
     )
     rows = "".join(
-        f'<tr><th scope="row"><span>{escape(measure(name).title)}<small>{escape(measure(name).meaning)}</small></span></th>'
-        + "".join(estimate_cell(protocol.means[column].get(name)) for column in protocol.columns)
-        + "</tr>"
+        f'<tr><th scope="row"><span>{escape(measure(name).title)}<small>{escape(measure(name).meaning)}</small></span>'
+        "</th>" + "".join(estimate_cell(protocol.means[column].get(name)) for column in protocol.columns) + "</tr>"
         for name in protocol.measure_names()
     )
     return (
-        f'<ul class="plain ways">{ways}</ul><div class="scroll"><table class="means"><thead><tr><th>{escape(_capital(protocol.average))}</th>{head}</tr>'
+        f'<ul class="plain ways">{ways}</ul><div class="scroll"><table class="means"><thead><tr><th>'
+        f"{escape(_capital(protocol.average))}</th>{head}</tr>"
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
 

@@ -1,8 +1,8 @@
 """Two models' answers on the same images, side by side: what a paired comparison needs.
 
-An answers file has one JSON object a line and image: `id`, `patient`, `split` and `answers`, a list of objects with `class`,
-`style`, `truth` (present, absent, uncertain or unlabelled), `score`, `probability` and, where maps were measured, `place`:
-measure to number. A line with `error` instead of answers is an image that could not be read.
+An answers file has one JSON object a line and image: `id`, `patient`, `split` and `answers`, a list of objects with
+`class`, `style`, `truth` (present, absent, uncertain or unlabelled), `score`, `probability` and, where maps were
+measured, `place`: measure to number. A line with `error` instead of answers is an image that could not be read.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def read_answers(path: str | os.PathLike[str]) -> list[Line]:
     """Lines of an answers file.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line is no JSON, lacks id, patient or answers, or has an id
-            that came before; the message names the line.
+        InputError: the file cannot be read or is empty, or a line is no JSON, lacks id, patient or answers, or has an
+            id that came before; the message names the line.
     """
     try:
         texts = Path(path).read_text(encoding="utf-8").splitlines()
@@ -91,8 +91,8 @@ def _line(text: str, where: str) -> Line:
 def pair_cases(a: Sequence[Line], b: Sequence[Line]) -> PairedCases:
     """Put the answers of two models side by side.
 
-    Only the test split is compared where the file has one. An image that either model could not read is left out of both,
-    and so is a question that only one was asked; both are counted.
+    Only the test split is compared where the file has one. An image that either model could not read is left out of
+    both, and so is a question that only one was asked; both are counted.
 
     Args:
         a: of `read_answers`.
@@ -122,7 +122,10 @@ def _check_same_images(a: Sequence[Line], b: Mapping[str, Line]) -> None:
     alone = sorted(names ^ set(b))
     if alone:
         which = "A" if alone[0] in names else "B"
-        raise InputError(f"answers: {len(alone)} images are in one file only, first {alone[0]!r} of {which}; compare runs on one manifest")
+        raise InputError(
+            f"answers: {len(alone)} images are in one file only, first {alone[0]!r} of {which}; compare runs on one "
+            "manifest"
+        )
     for line in a:
         if line["patient"] != b[line["id"]]["patient"]:
             raise InputError(f"answers: {line['id']!r} is of patient {line['patient']!r} in A and of another in B")
@@ -142,7 +145,9 @@ def _questions(pairs: Sequence[tuple[Line, Line]]) -> tuple[list[tuple[str, str]
     return common, [f"{', '.join(filter(None, key))}: asked of {'AB'[side]} only" for key, side in alone]
 
 
-def _arrays(pairs: Sequence[tuple[Line, Line]], questions: list[tuple[str, str]], left_out: tuple[str, ...]) -> PairedCases:
+def _arrays(
+    pairs: Sequence[tuple[Line, Line]], questions: list[tuple[str, str]], left_out: tuple[str, ...]
+) -> PairedCases:
     at = {key: number for number, key in enumerate(questions)}
     shape = (len(pairs), len(questions))
     positive, known = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -164,7 +169,9 @@ def _arrays(pairs: Sequence[tuple[Line, Line]], questions: list[tuple[str, str]]
 
 def _truth(name: str, key: tuple[str, str], a: Line, b: Line) -> str:
     if a["truth"] != b["truth"]:
-        raise InputError(f"answers: {key[0]!r} of {name!r} is {a['truth']} in A and {b['truth']} in B; evaluate both on one manifest")
+        raise InputError(
+            f"answers: {key[0]!r} of {name!r} is {a['truth']} in A and {b['truth']} in B; evaluate both on one manifest"
+        )
     return a["truth"]
 
 

@@ -343,7 +343,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of `radglint evaluate`") from error
     except ValueError as error:
-        raise InputError(f"{path}: not whole JSON ({error}); was it cut short? Run `radglint evaluate` again") from error
+        raise InputError(f"{path}: not whole JSON ({error}); was it cut short? Evaluate again") from error
     _check_form(path, document)
     try:
         return Results.model_validate({key: value for key, value in document.items() if key != "content_sha256"})
@@ -381,8 +381,8 @@ def _problem(error: Any) -> str:
 def thin(points: Sequence[tuple[float, ...]], limit: int = MAX_POINTS) -> list[tuple[float, ...]]:
     """At most `limit` points of a curve, evenly along its length, with both ends kept.
 
-    The length is that of |dx| + |dy| over the first two coordinates, each scaled to its range, so steep parts keep as many
-    points as flat ones; between two kept points a curve that rises or falls throughout changes by at most about
+    The length is that of |dx| + |dy| over the first two coordinates, each scaled to its range, so steep parts keep as
+    many points as flat ones; between two kept points a curve that rises or falls throughout changes by at most about
     2 / (limit - 1) of its range.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from radglint.datasets import (
     chestx_det,
     chexlocalize,
@@ -20,7 +21,6 @@ from radglint.datasets import (
     siim_pneumothorax,
     vindr_cxr,
 )
-
 from radglint.prompt_banks import load_bank
 
 SAME_NAMES = {

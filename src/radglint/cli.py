@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 
 from radglint import cli_simulate
 from radglint.cli_data import add_data
+from radglint.cli_evaluate import add_evaluate_commands
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
-from radglint.cli_evaluate import add_evaluate_commands
 from radglint.train_commands import add_train_commands
 
 DEMO_FOLDER = "demo_out"

@@ -1,4 +1,4 @@
-"""Presence: zero-shot classification under a protocol, published and honest side by side; calibration; prompt styles."""
+"""Presence: zero-shot classification under a protocol, published and honest side by side; prompt styles."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def classify(
     labels = {entry.own_name: entry.label for entry in bank.classes}
     classes = tuple(
         ClassResult(
-            name=name, label=labels[name], n=int(table.known[:, k].sum()), positives=int(table.positive[table.known[:, k], k].sum()),
+            name=name, label=labels[name], n=int(table.known[:, k].sum()),
+            positives=int((table.positive & table.known)[:, k].sum()),
             measures={column: rows[k] for column, (rows, _) in measured.items()}, curves=_curves(table, k),
         )
         for k, name in enumerate(table.names)
@@ -228,7 +229,7 @@ def prompt_sensitivity(
     }  # fmt: skip
     return ProtocolResult(
         name="prompt-sensitivity", title="Prompt sensitivity", label_set=bank.title, num_classes=len(bank.classes),
-        columns=("honest",), how={"honest": "macro AUROC with each prompt style; mean and standard deviation over styles"},
+        columns=("honest",), how={"honest": "macro AUROC of each prompt style; mean and deviation over styles"},
         average="mean over prompt styles", means={"honest": means}, styles=tuple(found),
     )  # fmt: skip
 

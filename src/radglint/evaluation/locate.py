@@ -95,7 +95,8 @@ class Placer:
         )  # fmt: skip
         return ProtocolResult(
             name=name, title=title, citation=citation, label_set=self.bank.title, num_classes=len(self.bank.classes),
-            columns=tuple(how), how=how, classes=classes, means=means, notes=tuple(notes), left_out=tuple(self.left_out),
+            columns=tuple(how), how=how, classes=classes, means=means, notes=tuple(notes),
+            left_out=tuple(self.left_out),
             average="mean of the cases of each class, then mean over classes",
         )  # fmt: skip
 
@@ -108,7 +109,7 @@ def pointing(placer: Placer) -> ProtocolResult:
         placer.enter(rows[column], means[column], "pointing", lambda n: n["hit"], unit=unit)
         placer.enter(rows[column], means[column], "chance", lambda n: n["chance"], unit=unit)
     how = {"published": "highest pixel inside any box of the class, the first of equals; images are drawn",
-           "honest": "the same; patients are drawn, and the share of the image that the truth covers is shown as chance"}  # fmt: skip
+           "honest": "the same; patients are drawn; chance is the share of the image that the truth covers"}  # fmt: skip
     return placer.result("pointing", "Pointing game", "RadZero, grounding_utils.py", how, rows, means)
 
 
@@ -137,7 +138,7 @@ def sweep(placer: Placer) -> ProtocolResult:
             )
     how = {
         "published": "map smoothed (sigma 1.5, kernel 13), stretched to [-1, 1] per image, thresholds .1 to .5",
-        "honest": "the probability map as it is, the same thresholds: a map of an absent finding is not made to look sure",
+        "honest": "the probability map as it is, the same thresholds: an absent finding is not made to look sure",
     }
     return placer.result(
         "sweep", "mIoU and Dice sweep", "evaluate_phrase_grounding.py, see the documentation", how, rows, means
@@ -160,11 +161,12 @@ def segmentation(placer: Placer, validation: Sequence[Line]) -> ProtocolResult:
         for name, area in areas.items():
             rows[kind].setdefault(name, {})["pixel_auroc"] = Estimate(value=area, n=placer.counts[name])
     curves = {name: _sweep_curve(placer, name, kinds) for name in names}
-    how = {"oracle": "as published (RadZero): one threshold per class, the best of 0 to 1 in steps of .01 on the test positives",
-           "validation": "one threshold per class, the best on the validation split", "fixed": "0.5 for every class"}  # fmt: skip
+    how = {"oracle": "as published (RadZero): per class the best threshold of 0 to 1 in steps of .01 on the test positives",
+           "validation": "per class the best threshold on the validation split", "fixed": "0.5 for every class"}  # fmt: skip
     missing = [name for name in names if chosen[name] is None]
     notes = [f"no place in the validation split, so no threshold from it: {', '.join(missing)}"] if missing else []
-    return placer.result("zero-shot-segmentation", "Zero-shot segmentation", "RadZero, segmentation_utils.py", how, rows,
+    return placer.result("zero-shot-segmentation", "Zero-shot segmentation", "RadZero, segmentation_utils.py", how,
+                         rows,
                          means, curves, notes)  # fmt: skip
 
 

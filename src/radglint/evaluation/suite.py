@@ -96,25 +96,25 @@ _PRESENCE_CXR = (
 _PRESENCE_CT = ("radglint", "ct-clip", "hlip", "merlin", "calibration", "prompt-sensitivity", "trust", "probe")
 _PLACE = ("pointing", "cnr", "sweep", "zero-shot-segmentation", "presence")
 SUITES: dict[str, Suite] = {
-    "simfind-cxr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE, "retrieval"), "radglint simulate --benchmark simfind-cxr"),
-    "simfind-ct": Suite("simfind_ct", (*_PRESENCE_CT, *_PLACE, "vlm3d"), "radglint simulate --benchmark simfind-ct"),
-    "simfind-drr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE), "radglint simulate --benchmark simfind-drr", None),
-    "chestxray14": Suite("chestxray14", (*_PRESENCE_CXR, *_PLACE), "radglint data convert nih-chestxray14"),
-    "chexpert5": Suite("chexpert5", _PRESENCE_CXR, "radglint data convert chexpert"),
-    "openi18": Suite("openi18", (*_PRESENCE_CXR, "retrieval"), "radglint data convert openi", None),
-    "padchest": Suite("padchest", _PRESENCE_CXR, "radglint data convert padchest", None),
-    "vindr22": Suite("vindr22", (*_PRESENCE_CXR, *_PLACE), "radglint data convert vindr-cxr", None),
-    "rsna": Suite("rsna", ("radglint", "radzero", "calibration", *_PLACE), "radglint data convert rsna-pneumonia", None),
-    "siim": Suite("siim", ("radglint", "radzero", "calibration", *_PLACE), "radglint data convert siim-pneumothorax", None),
-    "mscxr": Suite("mscxr8", ("pointing", "cnr", "sweep"), "radglint data convert ms-cxr"),
-    "chestxdet10": Suite("chestxdet10", ("radglint", "radzero", *_PLACE), "radglint data convert chestx-det10", "train"),
-    "chexlocalize10": Suite("chexlocalize10", _PLACE, "radglint data convert chexlocalize"),
-    "ctrate18": Suite("ctrate18", (*_PRESENCE_CT, "retrieval"), "radglint data convert ct-rate-v2", None),
-    "hlip16": Suite("hlip16", _PRESENCE_CT, "radglint data convert ct-rate-v2", None),
-    "radchestct16": Suite("radchestct16", _PRESENCE_CT, "radglint data convert rad-chestct"),
-    "rexgroundingct": Suite("rexgroundingct", ("rexgroundingct", *_PLACE), "radglint data convert rexgroundingct"),
+    "simfind-cxr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE, "retrieval"), "simulate --benchmark simfind-cxr"),
+    "simfind-ct": Suite("simfind_ct", (*_PRESENCE_CT, *_PLACE, "vlm3d"), "simulate --benchmark simfind-ct"),
+    "simfind-drr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE), "simulate --benchmark simfind-drr", None),
+    "chestxray14": Suite("chestxray14", (*_PRESENCE_CXR, *_PLACE), "data convert nih-chestxray14"),
+    "chexpert5": Suite("chexpert5", _PRESENCE_CXR, "data convert chexpert"),
+    "openi18": Suite("openi18", (*_PRESENCE_CXR, "retrieval"), "data convert openi", None),
+    "padchest": Suite("padchest", _PRESENCE_CXR, "data convert padchest", None),
+    "vindr22": Suite("vindr22", (*_PRESENCE_CXR, *_PLACE), "data convert vindr-cxr", None),
+    "rsna": Suite("rsna", ("radglint", "radzero", "calibration", *_PLACE), "data convert rsna-pneumonia", None),
+    "siim": Suite("siim", ("radglint", "radzero", "calibration", *_PLACE), "data convert siim-pneumothorax", None),
+    "mscxr": Suite("mscxr8", ("pointing", "cnr", "sweep"), "data convert ms-cxr"),
+    "chestxdet10": Suite("chestxdet10", ("radglint", "radzero", *_PLACE), "data convert chestx-det10", "train"),
+    "chexlocalize10": Suite("chexlocalize10", _PLACE, "data convert chexlocalize"),
+    "ctrate18": Suite("ctrate18", (*_PRESENCE_CT, "retrieval"), "data convert ct-rate-v2", None),
+    "hlip16": Suite("hlip16", _PRESENCE_CT, "data convert ct-rate-v2", None),
+    "radchestct16": Suite("radchestct16", _PRESENCE_CT, "data convert rad-chestct"),
+    "rexgroundingct": Suite("rexgroundingct", ("rexgroundingct", *_PLACE), "data convert rexgroundingct"),
     "vlm3d5": Suite("vlm3d5", ("vlm3d", *_PLACE), "volumes with masks of the five findings"),
-    "lidc": Suite("lidc", ("radglint", *_PLACE, "vlm3d"), "radglint data convert lidc-idri", None),
+    "lidc": Suite("lidc", ("radglint", *_PLACE, "vlm3d"), "data convert lidc-idri", None),
 }  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
         created=datetime.now(UTC).isoformat(timespec="seconds"), radglint_version=version("radglint"),
         versions=_versions(), seed=config.seed, command=command, suite=config.name, model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
-        resampled=f"honest: {config.unit}s with replacement, {config.draws} draws, 95 % percentile intervals; published: images",
+        resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
         protocols=tuple(protocols), left_out=tuple(_unread(lines)),
     )  # fmt: skip
     write_results(config.out / RESULTS, results)
@@ -207,7 +207,7 @@ def chosen_rows(config: SuiteConfig, bank: PromptBank) -> list[ManifestRow]:
     if not any(config.split in ("all", row.split) for row in found):
         splits = sorted({row.split or "(none)" for row in rows})
         raise InputError(
-            f"{config.manifest}: no {bank.modality} row of split {config.split!r}; it holds {', '.join(splits)}; set split"
+            f"{config.manifest}: no {bank.modality} row of split {config.split!r}, only {', '.join(splits)}; set split"
         )
     if config.limit is None:
         return found
@@ -244,7 +244,8 @@ def measure(
     scale = classify.scale_of(_logit_scale(pipe, bank))
     runs: dict[str, Callable[[], ProtocolResult]] = {
         "pointing": lambda: locate.pointing(placer), "cnr": lambda: locate.contrast(placer),
-        "sweep": lambda: locate.sweep(placer), "zero-shot-segmentation": lambda: locate.segmentation(placer, validation),
+        "sweep": lambda: locate.sweep(placer),
+        "zero-shot-segmentation": lambda: locate.segmentation(placer, validation),
         "presence": lambda: locate.presence_gated(placer), "vlm3d": lambda: locate.vlm3d(placer),
         "rexgroundingct": lambda: locate.rexgroundingct(placer),
         "calibration": lambda: trust.calibration(bank, test, unit=config.unit),
@@ -261,7 +262,9 @@ def measure(
 def _logit_scale(pipe: Pipeline, bank: PromptBank) -> float:
     model = getattr(pipe.model, "model", None)
     modality = "CXR" if bank.modality == "any" else bank.modality
-    return 0.0 if model is None or modality not in model.branches else float(model.branch(modality).logit_scale.detach())
+    if model is None or modality not in model.branches:
+        return 0.0
+    return float(model.branch(modality).logit_scale.detach())
 
 
 def _unread(lines: Sequence[Line]) -> list[LeftOut]:

@@ -40,7 +40,9 @@ def _unmarked(kind: str) -> Check:
 CHECKS: dict[str, tuple[str, Check]] = {
     "negation_kept": ("share of 'no X' queries read as absent, with an empty mask", _negated),
     "foreign_refused": ("share of queries about other body parts that are out of scope, with an empty mask", _foreign),
-    "other_side_empty": ("share of findings on one side only whose query for the other side marks nothing", _unmarked("other side")),
+    "other_side_empty": (
+        "share of findings on one side only whose query for the other side marks nothing", _unmarked("other side"),
+    ),
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Do probabilities mean what they say? Expected calibration error, Brier score, reliability curve, log loss.
 
-The probability is that of "present", not of the called class: in a bin of mean probability 0.3, 30 % should be positive.
-Bins are half-open, the last one closed. For many labels use `classwise`.
+The probability is that of "present", not of the called class: in a bin of mean probability 0.3, 30 % should be
+positive. Bins are half-open, the last one closed. For many labels use `classwise`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def ece(
 def max_calibration_error(
     probabilities: Any, positive: Any, bins: int = BINS, binning: Binning = "width", weights: Any = None
 ) -> float:  # fmt: skip
-    """The worst bin; arguments as `reliability`. Naive form: max over bins of |mean probability - share of positives|."""
+    """The worst bin; arguments as `reliability`.
+
+    Naive form: max over bins of |mean probability - share of positives|.
+    """
     curve = reliability(probabilities, positive, bins, binning, weights)
     return float(np.abs(curve.said - curve.true).max())
 
@@ -202,7 +205,7 @@ def _bins(p: np.ndarray, bins: int, binning: Binning) -> tuple[np.ndarray, np.nd
     if binning == "width":
         edges = np.linspace(0, 1, bins + 1)
         return np.clip(np.searchsorted(edges, p, "right") - 1, 0, bins - 1), edges[:-1], edges[1:]
-    values, first, place = np.unique(np.sort(p), return_index=True, return_inverse=True)
+    values, first = np.unique(np.sort(p), return_index=True)
     group = np.unique(first * bins // len(p), return_inverse=True)[1]  # by where its first case stands in the order
     low = np.array([values[group == k].min() for k in range(group.max() + 1)])
     high = np.array([values[group == k].max() for k in range(group.max() + 1)])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from radglint.evaluation.bootstrap import bootstrap, macro_statistic, mean_statistic
+from radglint.evaluation.bootstrap import bootstrap, macro_statistic, mean_statistic, ratio_statistic
 from radglint.evaluation.classify import estimate
+from radglint.evaluation.instances import EXACT_HIT_DICE, HIT_DICE, INSTANCE_DICE
 from radglint.evaluation.map_numbers import FIXED, LEVELS, pixel_auroc
 from radglint.evaluation.results import ClassResult, Curves, Estimate, LeftOut, Measures, ProtocolResult, SweepPoint
 from radglint.evaluation.tables import answer_of, groups_of
@@ -237,5 +238,40 @@ def vlm3d(placer: Placer) -> ProtocolResult:
 
 
 def rexgroundingct(placer: Placer) -> ProtocolResult:
-    """Stub."""
-    return placer.result("rexgroundingct", "ReXGroundingCT", "", {"honest": "x"}, {"honest": {}}, {"honest": {}})
+    """Findings in a reader's words: Dice of each, hits, and instances pooled over all findings."""
+    found = [
+        (line, answer["place"]) for line in placer.lines for answer in line["phrases"] if "dice_ask" in answer["place"]
+    ]
+    means: Measures = {}
+    if found:
+        groups = groups_of([line for line, _ in found], placer.unit)
+        overlap = np.array([numbers["dice_ask"] for _, numbers in found])
+        for measure, values in (
+            ("dice", overlap),
+            ("hit_rate", overlap >= HIT_DICE),
+            ("hit_rate_5", overlap >= EXACT_HIT_DICE),
+        ):
+            drawn = bootstrap(mean_statistic(values.astype(float)), groups, placer.draws, placer.seed)
+            means[measure] = estimate(drawn.interval(), len(found))
+        counts = np.array([numbers.get("instances", (0, 0, 0)) for _, numbers in found], dtype=float)
+        means |= _instances(counts, groups, placer)
+    how = {
+        "honest": f"masks as answered at the fixed threshold; a hit is Dice >= {HIT_DICE:g} (board), >= {EXACT_HIT_DICE:g} "
+        f"(EXACT); an instance is found at Dice >= {INSTANCE_DICE:g}, pooled over findings"
+    }
+    return ProtocolResult(
+        name="rexgroundingct", title="ReXGroundingCT", citation="rexrank.ai/rexgroundingct", label_set="findings in words",
+        num_classes=len(found), columns=("honest",), how=how, means={"honest": means}, average=f"mean over {len(found)} findings",
+    )  # fmt: skip
+
+
+def _instances(counts: np.ndarray, groups: np.ndarray, placer: Placer) -> Measures:
+    """Precision, recall and F1 of instances; `findings (found, false, missed)`."""
+    tp, fp, fn = counts.T
+    means: Measures = {}
+    for measure, top, bottom in (
+        ("instance_precision", tp, tp + fp), ("instance_recall", tp, tp + fn), ("instance_f1", 2 * tp, 2 * tp + fp + fn),
+    ):  # fmt: skip
+        drawn = bootstrap(ratio_statistic(top, bottom), groups, placer.draws, placer.seed)
+        means[measure] = estimate(drawn.interval(), len(counts))
+    return means

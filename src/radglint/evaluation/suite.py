@@ -23,7 +23,7 @@ from radglint.errors import ConfigError, InputError
 from radglint.evaluation import classify, locate, retrieve, trust
 from radglint.evaluation.answers import Asked, collect, run_key
 from radglint.evaluation.page import write_page
-from radglint.evaluation.probe_features import probe
+from radglint.evaluation.probe_features import probes
 from radglint.evaluation.protocols import (
     ALL,
     CLASSIFICATION,
@@ -56,6 +56,7 @@ class SuiteConfig(BaseModel):
     model: str = "nano"
     split: Literal["train", "val", "test", "all"] = "test"
     validation_split: Literal["train", "val", "test"] | None = "val"  # chooses the honest thresholds
+    probe_split: Literal["train"] | None = None  # fits the linear probe; None = three quarters of the validation split
     protocols: tuple[str, ...] = ALL
     unit: Literal["patient", "study", "image"] = "patient"  # what the honest column draws
     draws: PositiveInt = 1000
@@ -201,7 +202,7 @@ def chosen_rows(config: SuiteConfig, bank: PromptBank) -> list[ManifestRow]:
         InputError: none is of the split, or none of the bank's modality.
     """
     rows = [with_simulated_truth(row) for row in read_manifest(config.manifest)]
-    wanted = {config.split, config.validation_split}
+    wanted = {config.split, config.validation_split, config.probe_split}
     found = [row for row in rows if "all" in wanted or row.split in wanted]
     found = [row for row in found if bank.modality in ("any", row.modality)]
     if not any(config.split in ("all", row.split) for row in found):
@@ -252,7 +253,7 @@ def measure(
         "trust": lambda: trust.trust(bank, test, **many),
         "prompt-sensitivity": lambda: classify.prompt_sensitivity(bank, test, SENSITIVITY_STYLES, **many),
         "retrieval": lambda: retrieve.retrieval(bank, test, rows, config.retrieval_images),
-        "probe": lambda: probe(bank, validation, test, seed=config.seed),
+        "probe": lambda: probes(bank, answered(lines, config.probe_split) if config.probe_split else [], validation, test),
     }  # fmt: skip
     for name, protocol in CLASSIFICATION.items():
         runs[name] = lambda p=protocol: classify.classify(p, bank, test, validation, scale=scale, **many)

@@ -12,10 +12,10 @@ from sklearn.metrics import roc_auc_score
 
 import made_up_results as made_up
 from radglint.errors import InputError
-from radglint.evaluation.compare import MEAN, Comparison, PairedDifference, compare
+from radglint.evaluation.compare import MEAN, Comparison, PairedDifference, compare, compare_files
 from radglint.evaluation.compare_page import comparison_text, render_comparison, write_comparison
 from radglint.evaluation.paired_cases import pair_cases, read_answers
-from radglint.evaluation.results import ModelFacts, ProtocolResult, Results
+from radglint.evaluation.results import ModelFacts, ProtocolResult, Results, write_results
 
 Line = dict[str, Any]
 OTHER = ModelFacts(name="other <model>", fingerprint="ba9876543210", weights_sha256="ef" * 32)
@@ -38,7 +38,8 @@ def lines(skill: float, seed: int, cases: int = 120) -> list[Line]:
                 {
                     "class": name, "style": "ask", "truth": "present" if truth[k, c] else "absent",
                     "score": float(score[k, c]), "probability": float(1 / (1 + np.exp(-score[k, c]))), "prompt": name,
-                    "place": {"dice": float(skill / 5)} if truth[k, c] else None,
+                    "place": {"dice_ask": skill / 5, "hit": bool(skill > 1), "curve": [0.1], "marked": True}
+                    if truth[k, c] else {"marked": bool(noise[k, c] > 1), "area": 0.01, "peak": 0.2},
                 }
                 for c, name in enumerate(("edema", "pneumonia"))
             ],
@@ -125,7 +126,7 @@ def test_a_clearly_better_model_is_called_better(found: Comparison) -> None:
 
 
 def test_maps_are_compared_on_the_cases_that_have_one(found: Comparison) -> None:
-    each = row(found, "edema", "dice")
+    each = row(found, "edema", "dice_gated")
     assert each.n == each.positives == sum(made["answers"][0]["truth"] == "present" for made in lines(1, 1))
     assert (each.a, each.b) == (pytest.approx(0.1), pytest.approx(0.5))
 
@@ -166,15 +167,15 @@ def test_intervals_and_p_are_those_of_the_naive_loop() -> None:
 
 def test_holm_counts_every_test(found: Comparison) -> None:
     p = sorted(each.p or 0 for each in found.paired)
-    assert len(p) == 9
-    assert min(each.p_holm or 0 for each in found.paired) == pytest.approx(9 * p[0])
+    assert len(p) == 18
+    assert min(each.p_holm or 0 for each in found.paired) == pytest.approx(18 * p[0])
 
 
 def test_too_few_draws_for_so_many_tests_are_named(found: Comparison) -> None:
-    """9 tests: 2 * 9 / (draws + 1) is below 0.05 from 360 draws on."""
+    """18 tests: 2 * 18 / (draws + 1) is below 0.05 from 720 draws on."""
     assert not any("too few" in note for note in found.notes)
-    few = compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=359)
-    assert "359 draws are too few to show a difference among 9 tests; draw 361 or more." in few.notes
+    few = compare(*two(), lines(0.5, 2), lines(2.5, 2), draws=719)
+    assert "719 draws are too few to show a difference among 18 tests; draw 721 or more." in few.notes
 
 
 def test_the_mean_over_classes_is_that_of_the_rows(found: Comparison) -> None:
@@ -202,7 +203,7 @@ def test_delong_only_where_every_patient_has_one_image(found: Comparison) -> Non
     [
         ("auroc", 0.1, 0.01, "B better"), ("auroc", -0.1, 0.01, "A better"), ("brier", -0.1, 0.01, "B better"),
         ("auroc", 0.1, 0.05, "no difference shown"), ("threshold", 0.1, 0.01, "B higher"),
-        ("false_area, negatives", -0.1, 0.01, "B better"),
+        ("false_area", -0.1, 0.01, "B better"),
     ],
 )  # fmt: skip
 def test_verdicts(measure: str, difference: float, p: float, verdict: str) -> None:
@@ -210,10 +211,48 @@ def test_verdicts(measure: str, difference: float, p: float, verdict: str) -> No
     assert made.verdict == verdict
 
 
-def test_only_the_test_split_and_readable_images_count() -> None:
-    a, b = [one_line(k) for k in range(3)], [one_line(k) for k in range(3)]
-    a[0]["split"] = b[0]["split"] = "train"
-    b[2] = {"id": "i2", "patient": "p2", "split": "test", "error": "cannot be read"}
+def test_false_masks_are_counted_on_absent_findings_only(found: Comparison) -> None:
+    absent = [line["answers"][0] for line in lines(1, 2) if line["answers"][0]["truth"] == "absent"]
+    each = row(found, "edema", "false_mask_rate")
+    assert (each.n, each.positives) == (len(absent), 0)
+    assert each.a == pytest.approx(np.mean([answer["place"]["marked"] for answer in absent]))
+    assert {each.measure for each in found.paired} == {
+        "auroc", "brier", "pointing", "dice_gated", "false_mask_rate", "false_area",
+    }  # fmt: skip
+
+
+def test_only_the_split_that_was_judged_counts() -> None:
+    one = [one_line(k) | {"split": split} for k, split in enumerate(("train", "val", "test"))]
+    assert pair_cases(one, one).ids == ("i2",)
+    assert pair_cases(one, one, "val").ids == ("i1",)
+    assert pair_cases(one, one, "all").ids == ("i0", "i1", "i2")
+    with pytest.raises(InputError, match="no image of split 'dev' in either file"):
+        pair_cases(one, one, "dev")
+    a, b = two()
+    with pytest.raises(InputError, match="A was measured on split 'val', B on 'test'"):
+        compare(*(x.model_copy(update={"split": s}) for x, s in ((a, "val"), (b, "test"))), one, one)
+
+
+def test_files_are_compared_with_the_answers_beside_them(tmp_path: Path) -> None:
+    paths = []
+    for name, results, skill in zip("ab", two(), (0.5, 2.5), strict=True):
+        (tmp_path / name).mkdir()
+        paths.append(write_results(tmp_path / name / "results.json", results))
+        text = "".join(json.dumps(line) + "\n" for line in lines(skill, 2, 60))
+        (tmp_path / name / "answers.jsonl").write_text(text, encoding="utf-8")
+    page = tmp_path / "compare.html"
+    text = compare_files(*paths, page=page, draws=100)
+    assert "the same 30 patients drawn 100 times" in text
+    assert "The same patients, paired" in page.read_text(encoding="utf-8")
+    (tmp_path / "b" / "answers.jsonl").unlink()
+    bare = compare_files(*paths)
+    assert "note: Not tested: " in bare
+    assert "answers.jsonl: no such file" in bare
+
+
+def test_only_readable_images_count() -> None:
+    a, b = [one_line(k) for k in range(1, 3)], [one_line(k) for k in range(1, 3)]
+    b[1] = {"id": "i2", "patient": "p2", "split": "test", "error": "cannot be read"}
     cases = pair_cases(a, b)
     assert cases.ids == ("i1",)
     assert cases.left_out == ("1 images that A or B could not read",)
@@ -292,7 +331,7 @@ def test_the_text_says_who_and_how(found: Comparison) -> None:
     assert "A: nano (0123456789ab) on chexpert.jsonl (cdcdcdcdcdcd), 500 images" in text
     assert "  AUROC                   0.787 [0.775, 0.797]  0.820 [0.800, 0.840]  +0.033" in text
     assert "the same 60 patients drawn 800 times" in text
-    assert "Holm's correction over all 9 tests shown" in text
+    assert "Holm's correction over all 18 tests shown" in text
     edema = next(line for line in text.splitlines() if line.startswith("  edema"))
     assert edema.endswith("B better")
 

@@ -160,6 +160,8 @@ def test_known_measures_and_their_variants_have_titles() -> None:
     assert measure("dice_oracle").title == "Dice (oracle)"
     assert measure("recall_at_10").title == "R@10"
     assert measure("brier_validation").better == "lower"
+    assert measure("report_to_image_at_5").title == "R@5 report to image"
+    assert measure("image_to_report_chance_at_5").title == "R@5 image to report, chance"
     assert measure("my_own").title == "my own"
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from radglint.errors import InputError
 from radglint.evaluation.measure_names import measure
-from radglint.evaluation.paired_cases import Line, PairedCases, pair_cases
-from radglint.evaluation.results import Estimate, Results
+from radglint.evaluation.paired_cases import Line, PairedCases, pair_cases, read_answers
+from radglint.evaluation.results import Estimate, Results, read_results
 
 if TYPE_CHECKING:
     from radglint.evaluation.bootstrap import Statistic
@@ -24,6 +25,12 @@ DRAWS = 2000
 LEVEL = 0.95
 ALPHA = 0.05
 MEAN = "mean over classes"
+ANSWERS = "answers.jsonl"
+# Key of an answer's `place`, the measure's name, and whether it is of present or of absent findings.
+_MAP_MEASURES = (
+    ("hit", "pointing", True), ("cnr", "cnr", True), ("dice_ask", "dice_gated", True), ("iou_ask", "iou_gated", True),
+    ("hd95_mm", "hd95_mm", True), ("marked", "false_mask_rate", False), ("area", "false_area", False),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class PairedDifference:
 
     Attributes:
         question: class, or `MEAN`.
-        measure: its name; "dice, negatives" where positives are measured too.
+        measure: its name.
         n: images that count.
         positives: those with the finding.
         a: measure of A on these images, NaN if not defined.
@@ -87,7 +94,7 @@ class PairedDifference:
     @property
     def verdict(self) -> str:
         """Which is better after the correction, in words."""
-        better = measure(self.measure.split(", ")[0]).better
+        better = measure(self.measure).better
         if self.p_holm is None:
             return "not defined"
         if self.p_holm >= ALPHA:
@@ -120,6 +127,42 @@ class Comparison:
     draws: int
     seed: int
     notes: tuple[str, ...]
+
+
+def compare_files(
+    a: Path, b: Path, *, across: bool = False, page: Path | None = None, draws: int = DRAWS, seed: int = 0
+) -> str:
+    """Compare two results files, with the answers that lie beside them.
+
+    Args:
+        a: results of A; its answers are `answers.jsonl` in the same folder.
+        b: the same of B.
+        across: see `compare`; answers are then not used.
+        page: also write the comparison as HTML here.
+        draws: see `compare`.
+        seed: see `compare`.
+
+    Returns:
+        The comparison as text.
+
+    Raises:
+        InputError: see `read_results`, `read_answers` and `compare`.
+        OutputError: the page cannot be written.
+    """
+    from radglint.evaluation.compare_page import comparison_text, write_comparison
+
+    results = read_results(a), read_results(b)
+    beside = [path.parent / ANSWERS for path in (a, b)]
+    missing = [str(path) for path in beside if not path.is_file()]
+    same = results[0].manifest.sha256 == results[1].manifest.sha256
+    answers = [None, None] if missing or not same else [read_answers(path) for path in beside]
+    found = compare(*results, *answers, across=across, draws=draws, seed=seed)
+    if missing and same:
+        note = f"Not tested: {', '.join(missing)}: no such file; keep the answers beside the results."
+        found = replace(found, notes=(*found.notes, note))
+    if page is not None:
+        write_comparison(found, page)
+    return comparison_text(found)
 
 
 def compare(
@@ -159,7 +202,9 @@ def compare(
     if answers_a is None or answers_b is None:
         notes.append("Without the answers of each image there are no paired intervals and no p values.")
         return Comparison(a, b, means, (), 0, draws, seed, tuple(notes))
-    cases = pair_cases(answers_a, answers_b)
+    if a.split != b.split:
+        raise InputError(f"A was measured on split {a.split!r}, B on {b.split!r}; evaluate both on one")
+    cases = pair_cases(answers_a, answers_b, a.split or "test")
     paired = _corrected(list(_paired(cases, draws, seed)))
     notes += [f"Not compared: {text}." for text in cases.left_out] + _undefined(paired) + _too_few_draws(paired, draws)
     return Comparison(a, b, means, paired, len(np.unique(cases.patients)), draws, seed, tuple(notes))
@@ -221,12 +266,12 @@ def _per_case(cases: PairedCases) -> Iterator[tuple[str, np.ndarray, np.ndarray]
         probability = cases.values["probability"]
         error = (probability - cases.positive) ** 2
         yield "brier", error, cases.known & ~np.isnan(probability).any(axis=0)
-    for name in sorted(set(cases.values) - {"score", "probability"}):
-        counted = ~np.isnan(cases.values[name]).any(axis=0)
-        sides = [("positives", counted & cases.positive), ("negatives", counted & ~cases.positive)]
-        sides = [(side, where) for side, where in sides if where.any()]
-        for side, where in sides:
-            yield f"{name}, {side}" if len(sides) > 1 else name, cases.values[name], where
+    for key, name, is_positive in _MAP_MEASURES:
+        if key in cases.values:
+            state = cases.known & (cases.positive == is_positive)
+            counted = state & ~np.isnan(cases.values[key]).any(axis=0)
+            if counted.any():
+                yield name, cases.values[key], counted
 
 
 def _delong(cases: PairedCases, question: str) -> float | None:

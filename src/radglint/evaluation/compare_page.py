@@ -26,7 +26,7 @@ def comparison_text(found: Comparison) -> str:
         lines += ["", *align(head, [_mean_cells(row) for row in rows])]
     for name in dict.fromkeys(row.measure for row in found.paired):
         rows = [row for row in found.paired if row.measure == name]
-        head = [f"{_title(name)}, paired", "n", "positive", "A", "B", "B - A", "p", "p Holm", "verdict"]
+        head = [f"{measure(name).title}, paired", "n", "positive", "A", "B", "B - A", "p", "p Holm", "verdict"]
         lines += ["", *align(head, [_paired_cells(row) for row in rows])]
     lines += ["", *(plain(f"note: {note}") for note in (*found.notes, *_method(found)))]
     return "\n".join(lines)
@@ -35,12 +35,6 @@ def comparison_text(found: Comparison) -> str:
 def _who(results: Results) -> str:
     model, data = results.model, results.manifest
     return f"{model.name} ({model.fingerprint}) on {data.path} ({data.sha256[:12]}), {data.images} images"
-
-
-def _title(name: str) -> str:
-    """Title of a measure, with the side that it was measured on."""
-    base, _, side = name.partition(", ")
-    return measure(base).title + (f", {side}" if side else "")
 
 
 def _signed(value: float | None) -> str:
@@ -133,7 +127,7 @@ def _paired_section(found: Comparison) -> str:
     tables = ""
     for name in dict.fromkeys(row.measure for row in found.paired):
         rows = [row for row in found.paired if row.measure == name]
-        tables += f'<div class="part"><h3>{escape(_title(name))}</h3>{_paired_table(rows)}</div>'
+        tables += f'<div class="part"><h3>{escape(measure(name).title)}</h3>{_paired_table(rows)}</div>'
     return f'<section class="block"><h2>The same patients, paired</h2>{tables}</section>' if tables else ""
 
 

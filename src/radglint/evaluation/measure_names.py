@@ -43,11 +43,18 @@ MEASURES: dict[str, Measure] = {
     "recall": Measure("Recall", "Share of positives that are found."),
     "youden": Measure("Youden J", "Sensitivity + specificity - 1.", scale=(-1.0, 1.0), chance=0.0),
     "threshold": Measure("Threshold", "Where a score becomes a positive answer.", "neither", None),
+    "auroc_spread": Measure("AUROC spread", "Standard deviation of the AUROC over prompt styles.", "lower", None),
+    "auroc_worst": Measure("AUROC, worst style", "Of the prompt style that does worst.", chance=0.5),
+    "auroc_best": Measure("AUROC, best style", "Of the prompt style that does best.", chance=0.5),
+    "mean_probability": Measure("Mean prob.", "Mean of the predicted probabilities.", "neither"),
+    "prevalence": Measure("Prevalence", "Share of positives.", "neither"),
     "brier": Measure("Brier", "Mean squared error of the probability.", "lower"),
     "ece": Measure("ECE", "Mean distance of probability and frequency, bins of equal width.", "lower"),
+    "ece_pooled": Measure("ECE pooled", "ECE over the answers of all classes together.", "lower"),
     "ece_equal_mass": Measure("ECE mass", "Mean distance of probability and frequency, bins of equal count.", "lower"),
     "log_loss": Measure("Log loss", "Mean negative log probability of the truth, in nats.", "lower", None),
     "pointing": Measure("Pointing", "Share of positives whose highest point lies in the truth."),
+    "chance": Measure("Chance", "Share of the image that the truth covers: what a random point hits.", "neither"),
     "dice": Measure("Dice", "Overlap of mask and truth, 2|A and B| / (|A| + |B|)."),
     "iou": Measure("IoU", "Overlap of mask and truth, |A and B| / |A or B|."),
     "pixel_auroc": Measure("Pixel AUROC", "Chance that a marked pixel scores above an unmarked one.", chance=0.5),
@@ -60,9 +67,15 @@ MEASURES: dict[str, Measure] = {
     "hd95_mm": Measure("HD95, mm", "95th percentile of the distance between surfaces.", "lower", None),
     "false_mask_rate": Measure("False masks", "Share of negatives on which anything is marked.", "lower"),
     "false_area": Measure("False area", "Share of the image marked where nothing should be.", "lower"),
+    "negation_kept": Measure("Negation kept", "Share of 'no X' queries read as absent, with an empty mask."),
+    "foreign_refused": Measure("Foreign refused", "Share of queries about other body parts that are refused."),
+    "other_side_empty": Measure("Other side empty", "Share of one-sided findings whose other side stays unmarked."),
+    "own_side_scores_higher": Measure("Own side higher", "Share of one-sided findings whose own side scores higher."),
+    "absent_left_alone": Measure("Absent left alone", "Share of absent classes on which nothing is marked."),
 }
 """Known measures by name. One that is missing here is shown under its own name; see `measure`."""
 
+_RECALL = {"recall_at": "", "report_to_image_at": " report to image", "image_to_report_at": " image to report"}
 _VARIANTS = ("gated", "positives", "oracle", "validation", "fixed")
 
 
@@ -71,7 +84,7 @@ def measure(name: str) -> Measure:
 
     Args:
         name: a key of `MEASURES`; such a key with `_oracle`, `_validation`, `_fixed`, `_gated` or `_positives` behind
-            it; `recall_at_K`; or any other name.
+            it; `recall_at_K`, `report_to_image_at_K` or `image_to_report_at_K` (`..._chance_at_K`); or any other name.
 
     Returns:
         The known measure (its title with the variant in brackets), or one with the name itself and no scale.
@@ -82,6 +95,9 @@ def measure(name: str) -> Measure:
     if base in MEASURES and variant in _VARIANTS:
         known = MEASURES[base]
         return Measure(f"{known.title} ({variant})", known.meaning, known.better, known.scale, known.chance)
-    if base == "recall_at" and variant.isdecimal():
-        return Measure(f"R@{variant}", f"Share of queries whose match is among the first {variant}.")
+    if base in _RECALL and variant.isdecimal():
+        return Measure(f"R@{variant}{_RECALL[base]}", f"Share of queries whose match is among the first {variant}.")
+    if base.removesuffix("_chance_at") + "_at" in _RECALL and variant.isdecimal():
+        title = f"R@{variant}{_RECALL[base.removesuffix('_chance_at') + '_at']}, chance"
+        return Measure(title, "What a random order reaches.", "neither")
     return Measure(name.replace("_", " "), "", "neither", None)

@@ -76,7 +76,7 @@ def _provenance(results: Results) -> str:
         ("Model", [("name", model.name), ("fingerprint", model.fingerprint),
                    ("weights SHA-256", model.weights_sha256)]),
         ("Data", [("manifest", data.path), ("SHA-256", data.sha256), ("images", _counts(results)),
-                  ("data set", data.dataset), ("licence", data.licence)]),
+                  ("split", results.split), ("data set", data.dataset), ("licence", data.licence)]),
         ("Run", [("date", results.created), ("unit of analysis", results.unit_of_analysis), ("seed", str(results.seed)),
                  ("command", results.command), ("radglint", results.radglint_version), ("versions", versions)]),
     ]  # fmt: skip

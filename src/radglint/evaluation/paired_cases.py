@@ -88,20 +88,23 @@ def _line(text: str, where: str) -> Line:
     return line
 
 
-def pair_cases(a: Sequence[Line], b: Sequence[Line]) -> PairedCases:
+def pair_cases(a: Sequence[Line], b: Sequence[Line], split: str = "test") -> PairedCases:
     """Put the answers of two models side by side.
 
-    Only the test split is compared where the file has one. An image that either model could not read is left out of
-    both, and so is a question that only one was asked; both are counted.
+    An image that either model could not read is left out of both, and so is a question that only one was asked; both
+    are counted.
 
     Args:
         a: of `read_answers`.
         b: the same, of the other model.
+        split: that is compared; "all" takes every line.
 
     Raises:
         InputError: the two are of different images or patients, their truth differs, or no question is common.
     """
-    a, b = _test_split(a), _test_split(b)
+    a, b = ([line for line in lines if split in ("all", line.get("split"))] for lines in (a, b))
+    if not a and not b:
+        raise InputError(f"answers: no image of split {split!r} in either file; evaluate that split")
     other = {line["id"]: line for line in b}
     _check_same_images(a, other)
     pairs = [(line, other[line["id"]]) for line in a]
@@ -110,11 +113,6 @@ def pair_cases(a: Sequence[Line], b: Sequence[Line]) -> PairedCases:
     if len(whole) < len(pairs):
         left_out.append(f"{len(pairs) - len(whole)} images that A or B could not read")
     return _arrays(whole, questions, tuple(left_out))
-
-
-def _test_split(lines: Sequence[Line]) -> list[Line]:
-    test = [line for line in lines if line.get("split") == "test"]
-    return test or list(lines)
 
 
 def _check_same_images(a: Sequence[Line], b: Mapping[str, Line]) -> None:

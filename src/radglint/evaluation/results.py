@@ -265,21 +265,20 @@ class Results(_Strict):
     """Everything that one run of `radglint evaluate` measured, and where it came from.
 
     Attributes:
-        kind: says what the file is.
-        format: version of this form.
+        kind, format: what the file is, and the version of its form.
         created: date and time, ISO 8601.
         radglint_version: that wrote it.
         versions: of Python and the libraries that matter.
-        seed: of every random draw.
+        seed: of every draw.
         command: as it was typed.
         suite: name of the suite or configuration.
         model: which weights.
         manifest: which data.
         unit_of_analysis: what is counted once: "image", "study" or "patient".
+        split: of the manifest that is judged: train, val, test or all; empty if not recorded.
         resampled: what the intervals draw, and how, in words.
         protocols: in order.
-        notes: of the whole run.
-        left_out: of the whole run, such as rows that could not be read.
+        notes, left_out: of the whole run, such as rows that could not be read.
     """
 
     kind: Literal["radglint evaluation"] = KIND
@@ -293,6 +292,7 @@ class Results(_Strict):
     model: ModelFacts
     manifest: ManifestFacts
     unit_of_analysis: str
+    split: str = ""
     resampled: str = ""
     protocols: tuple[ProtocolResult, ...]
     notes: tuple[str, ...] = ()

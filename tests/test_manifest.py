@@ -56,7 +56,8 @@ def _rows(draw: st.DrawFn, number: int) -> ManifestRow:
         view=draw(st.sampled_from(["", "PA", "AP"])), findings=draw(_text), impression=draw(_text), report=draw(_text),
         labels=draw(st.dictionaries(st.sampled_from(["nodule", "mass"]), st.sampled_from(STATES))),
         phrases=(Phrase("p" + draw(_text), draw(st.just("") | st.just("edema")), draw(st.sampled_from([(), (box,)]))),),
-        size_px=draw(st.none() | st.just((40, 40))), extra=draw(st.dictionaries(_text.map("k".__add__), _json, max_size=3)),
+        size_px=draw(st.none() | st.just((40, 40))),
+        extra=draw(st.dictionaries(_text.map("k".__add__), _json, max_size=3)),
     )  # fmt: skip
 
 
@@ -97,12 +98,11 @@ def test_a_simulated_line_keeps_what_only_the_simulator_knows(tmp_path: Path) ->
 
 
 def test_what_simulate_writes_can_be_read(tmp_path: Path) -> None:
-    from simulation_bases import write_radiographs
+    from radglint.simulation.case import Plan
+    from radglint.simulation.dataset import write_dataset
+    from simulation_bases import films
 
-    from radglint.simulate import simulate
-
-    bases = write_radiographs(tmp_path / "bases", count=1)
-    path = simulate("cxr", [str(bases)], str(tmp_path / "out"), count=2, seed=1)
+    path = write_dataset(films(), tmp_path, [Plan(f"case_{k}", seed=1, index=k, split="test") for k in range(2)], 1)
     rows = read_manifest(path)
     assert [(row.image, row.modality) for row in rows] == [(f"images/{row.id}.png", "CXR") for row in rows]
     assert all({"facts", "masks", "base"} <= set(row.extra) and row.findings for row in rows)

@@ -1,12 +1,12 @@
 """Instances of a finding: connected components, matched one to one, and the measures of the ReXGroundingCT board.
 
-Confirmed on the board's page (rexrank.ai/ReXGroundingCT): global Dice is the mean Dice per finding per case, a hit is a
-finding with Dice >= 0.1, precision is TP / (TP + FP) and recall TP / (TP + FN) over instances, TP at an instance Dice >=
-0.2, F1 their harmonic mean. Seen in a public wrapper around the board's scorer, whose own file is behind a login and was
-not read: components smaller than 10 voxels are dropped, and connectivity 2 (faces and edges, 18 neighbours) is meant, in
-that wrapper's defaults. Not confirmed: how the scorer matches instances (here: the assignment of the highest total Dice
-among pairs that reach the threshold), what an empty pair of masks scores (here an option), and whether small components
-are dropped from both sides (here: both). The EXACT readme reports hits at Dice >= 0.05.
+Confirmed on the board's page (rexrank.ai/ReXGroundingCT): global Dice is the mean Dice per finding per case, a hit is
+a finding with Dice >= 0.1, precision is TP / (TP + FP) and recall TP / (TP + FN) over instances, TP at an instance Dice
+of 0.2 or more, F1 their harmonic mean. Seen in a public wrapper around the board's scorer, whose own file is behind a
+login and was not read: components smaller than 10 voxels are dropped, and connectivity is 2 (in skimage's words: faces
+and edges, 18 neighbours), by that wrapper's defaults. Not confirmed: how the scorer matches instances (here: the
+assignment of the highest total Dice among pairs that reach the threshold), what an empty pair of masks scores (here an
+option), and whether small components are dropped on both sides (here: both). The EXACT readme reports hits at 5 %.
 """
 
 from __future__ import annotations
@@ -128,10 +128,7 @@ def score_finding(
     """
     truth, truths = components(mask, connectivity, least_voxels)
     found, predictions = components(marked, connectivity, least_voxels)
-    if truths and predictions:
-        hits = len(match(overlap_table(truth, found), least_dice))
-    else:
-        hits = 0
+    hits = len(match(overlap_table(truth, found), least_dice)) if truths and predictions else 0
     return FindingScore(dice(marked, mask, empty), hits, predictions - hits, truths - hits)
 
 

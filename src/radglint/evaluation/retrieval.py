@@ -1,7 +1,8 @@
 """Retrieval: reports to images and back (recall at k, median rank), volume to volume (mean average precision at k).
 
-Ties: keys with equal scores are in random order, and a measure is its expected value over those orders. A model that
-gives every key the same score so gets what chance gets, neither all nor nothing. Scores are made in pieces of queries:
+Ties: keys whose cosines are equal to six decimals (float32 has little more) are in random order, and a measure is its
+expected value over those orders. A model that gives every key the same score so gets what chance gets, neither all nor
+nothing. Scores are made in pieces of queries:
 20,000 x 20,000 needs some hundred megabytes.
 """
 
@@ -65,8 +66,8 @@ class Ranks:
 def ranks(queries: Any, keys: Any, query_ids: Sequence[Any], key_ids: Sequence[Any]) -> Ranks:
     """Rank the keys of each query by cosine; a key is positive where its id is that of the query.
 
-    Several keys (and queries) may share an id: the same report of two images, two reconstructions of a scan. The best of
-    them counts.
+    Several keys (and queries) may share an id: the same report of two images, two reconstructions of a scan. The best
+    of them counts.
 
     Args:
         queries: `queries width`.
@@ -125,8 +126,8 @@ def average_precision_at(
 ) -> np.ndarray:  # fmt: skip
     """Volume to volume: average precision among the first k by cosine, for each volume as the query.
 
-    The query itself, and with `groups` all of its patient, are not searched. Ties: in order of the volumes (equal
-    cosines of different volumes are rare; no expected value is taken here).
+    The query itself, and with `groups` all of its patient, are not searched. Ties: in order of the volumes (here no
+    expected value is taken).
 
     Args:
         volumes: `volumes width`.
@@ -175,7 +176,8 @@ def _pieces(queries: np.ndarray, keys: np.ndarray) -> Iterator[tuple[np.ndarray,
     size = max(1, PIECE_BYTES // (4 * len(keys)))
     for start in range(0, len(queries), size):
         rows = np.arange(start, min(start + size, len(queries)))
-        yield rows, queries[rows] @ keys.T
+        scores = queries[rows] @ keys.T
+        yield rows, np.round(scores, 6, out=scores)
 
 
 def _unit(name: str, values: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from radglint.errors import InputError
 from radglint.manifest import LabelState, ManifestRow, Phrase
+from radglint.mask_files import read_mask_file, split_reference
 from radglint.simulation.ct import CT_CONCEPTS
 from radglint.simulation.entailment import holds_for
 from radglint.simulation.facts import Fact
@@ -132,29 +133,13 @@ def read_mask(folder: Path, reference: str, shape: tuple[int, ...], name: str) -
         name: of the row, for errors.
 
     Raises:
-        InputError: it is missing, of an unknown kind, or of another shape.
+        InputError: it is missing, damaged, or of another shape.
     """
-    path, _, number = reference.partition("#")
-    where = folder / path
-    if not where.is_file():
-        raise InputError(f"{name}: mask {where}: no such file; the manifest names it, restore it")
-    mask = _read_mask_file(where, number, name)
+    path, number = split_reference(reference)
+    stored = read_mask_file(folder / path)
+    if number >= len(stored.masks):
+        raise InputError(f"{name}: mask {reference}: {path} holds {len(stored.masks)} masks; correct the number")
+    mask = stored.masks[number]
     if mask.shape != shape:
         raise InputError(f"{name}: mask {reference} has shape {mask.shape}, the image {shape}; it must be on its grid")
     return mask
-
-
-def _read_mask_file(path: Path, number: str, name: str) -> np.ndarray:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["masks"][int(number)].astype(bool)
-    if path.suffix == ".png":
-        from PIL import Image
-
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L")) > 0
-    if path.name.endswith((".nii", ".nii.gz")):
-        import nibabel
-
-        return np.asanyarray(nibabel.load(path).dataobj).transpose(2, 1, 0) > 0  # pyright: ignore
-    raise InputError(f"{name}: mask {path}: expected .png, .nii, .nii.gz or .npz")

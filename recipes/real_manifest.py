@@ -5,8 +5,8 @@ Command: python recipes/real_manifest.py ../shared/data runs/real
          radglint evaluate --suite lidc --manifest runs/real/ct.jsonl --out runs/real_ct
 Time:    seconds.
 
-Radiographs: patients whose real labels nano was not trained on. Those that set its probabilities are the validation split,
-the others the test split. CT: three patients with outlined lesions; none was trained on with a label.
+Radiographs: patients whose real labels nano was not trained on. Those that set its probabilities are the validation
+split, the others the test split. CT: three patients with outlined lesions; none was trained on with a label.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRAINED_FOLDS = 4  # folds from here on were trained on
 
 
 def radiographs(folder: Path) -> list[ManifestRow]:
-    """One row per image of a patient that was not trained on; a label that is not named is absent, as in NIH's own files."""
+    """One row per image of a patient that was not trained on; what is not named is absent, as in NIH's own files."""
     rows = []
     for record in json.loads((folder / "records.json").read_text()):
         if fold(record["patient"]) >= TRAINED_FOLDS:

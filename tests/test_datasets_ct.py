@@ -513,6 +513,20 @@ def test_the_challenge_splits_and_a_finding_without_voxels(tmp_path):
     assert [len(phrase.masks) for phrase in row.phrases] == [1, 0]
 
 
+def test_a_patient_in_two_splits_keeps_the_one_that_is_measured(tmp_path):
+    root, out = write_rex(tmp_path / "src"), tmp_path / "out"
+    document = json.loads((root / "dataset.json").read_text())
+    name = "valid_12_a_2.nii.gz"  # the patient of the training scan
+    write_nifti(root / "images_flat" / name, phantom_hu().transpose(2, 1, 0), AXIAL)
+    document["test"] = [rex_entry(name, rex_masks())]
+    (root / "dataset.json").write_text(json.dumps(document))
+    train, test = rexgroundingct.convert(root, out)
+    assert train.patient == test.patient == "valid_12"
+    assert (train.split, train.extra["published_split"]) == ("", "train")
+    assert (test.split, "published_split" in test.extra) == ("test", False)
+    assert len(train.phrases[0].masks) == 1
+
+
 def _broken_rex(root: Path, what: str) -> None:
     mask = root / "segmentations/valid_12_a_1.nii.gz"
     document = json.loads((root / "dataset.json").read_text())

@@ -139,7 +139,7 @@ def test_unseen_voxels_are_never_the_peak_and_take_no_part_in_contrast() -> None
         ([], "one or more"),
         ([(0, 0, 4)], "expected 4 numbers"),
         ([(2, 2, 2, 3)], "not empty"),
-        ([(0, 0, 5, 4)], r"in shape \(4, 5\)"),
+        ([(0, 0, 5, 4)], r"in \(4, 5\)"),
         ([(0, -1, 2, 4)], "lower corner first"),
         (np.zeros((4, 5), bool), "some True"),
         (np.ones((5, 4), bool), "shape"),

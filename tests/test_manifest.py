@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,10 @@ from radglint.manifest import ManifestRow, Phrase, read_manifest, write_manifest
 from radglint.manifest_files import SUFFIXES
 from radglint.manifest_problems import STATES
 from radglint.report_pairs import Pair, load_manifest
+from radglint.simulation.case import Plan, SimulatedCase
+from radglint.simulation.dataset import write_dataset
+from radglint.simulation.facts import Fact
+from radglint.simulation.report_text import Report
 
 FULL = ManifestRow(
     id="7_a", image="images/a b.png", modality="CXR", dataset="nih-chestxray14", patient="007", study="7-1", series="1",
@@ -56,7 +61,8 @@ def _rows(draw: st.DrawFn, number: int) -> ManifestRow:
         view=draw(st.sampled_from(["", "PA", "AP"])), findings=draw(_text), impression=draw(_text), report=draw(_text),
         labels=draw(st.dictionaries(st.sampled_from(["nodule", "mass"]), st.sampled_from(STATES))),
         phrases=(Phrase("p" + draw(_text), draw(st.just("") | st.just("edema")), draw(st.sampled_from([(), (box,)]))),),
-        size_px=draw(st.none() | st.just((40, 40))), extra=draw(st.dictionaries(_text.map("k".__add__), _json, max_size=3)),
+        size_px=draw(st.none() | st.just((40, 40))),
+        extra=draw(st.dictionaries(_text.map("k".__add__), _json, max_size=3)),
     )  # fmt: skip
 
 
@@ -96,19 +102,35 @@ def test_a_simulated_line_keeps_what_only_the_simulator_knows(tmp_path: Path) ->
     assert {key: written[key] for key in ("facts", "masks")} == {key: line[key] for key in ("facts", "masks")}
 
 
+class OneFinding:
+    """A base whose every case is the same nodule, as the simulator's writer takes it."""
+
+    kind: Any = "cxr"
+
+    def describe(self) -> list[dict[str, str]]:
+        return [{"name": "b.png"}]
+
+    def make(self, plan: Plan) -> SimulatedCase:
+        mask = np.zeros((40, 60), bool)
+        mask[3:9, 4:8] = True
+        pixels = np.arange(2400, dtype=np.uint16).reshape(40, 60)
+        report = Report("A nodule.", "Nodule.", doubted=("mass",))
+        return SimulatedCase(
+            pixels, None, (Fact("nodule", "right"),), (mask,), (0.5,), report, ("skin fold",), "b", "7"
+        )
+
+
 def test_what_simulate_writes_can_be_read(tmp_path: Path) -> None:
-    from simulation_bases import write_radiographs
-
-    from radglint.simulate import simulate
-
-    bases = write_radiographs(tmp_path / "bases", count=1)
-    path = simulate("cxr", [str(bases)], str(tmp_path / "out"), count=2, seed=1)
-    rows = read_manifest(path)
-    assert [(row.image, row.modality) for row in rows] == [(f"images/{row.id}.png", "CXR") for row in rows]
-    assert all({"facts", "masks", "base"} <= set(row.extra) and row.findings for row in rows)
-    assert [pair.report for pair in load_manifest(path, "CXR")] == [
-        f"FINDINGS: {row.findings}\nIMPRESSION: {row.impression}" for row in rows
-    ]
+    path = write_dataset(OneFinding(), tmp_path, [Plan("x0", 1, 0), Plan("x1", 1, 1, split="test")], seed=1)
+    one, two = read_manifest(path)
+    assert (one.id, one.image, one.patient, one.split, two.split) == ("x0", "images/x0.png", "7", "", "test")
+    assert (one.findings, one.extra["facts"][0]["concept"], one.extra["masks"]) == (
+        "A nodule.",
+        "nodule",
+        "masks/x0.npz",
+    )
+    text = "FINDINGS: A nodule.\nIMPRESSION: Nodule."
+    assert [(pair.report, pair.group) for pair in load_manifest(path, "CXR")] == [(text, "7")] * 2
 
 
 def test_defaults_of_a_jsonl_line(tmp_path: Path) -> None:

@@ -5,9 +5,22 @@ from __future__ import annotations
 import pytest
 
 from radglint.datasets import (
-    chestx_det, chexlocalize, chexpert_labels, covid_cxr, ct_rate, lidc, ms_cxr, nih_cxr14, openi, padchest_labels,
-    rad_chestct, rexgroundingct, rsna_pneumonia, siim_pneumothorax, vindr_cxr,
-)  # fmt: skip
+    chestx_det,
+    chexlocalize,
+    chexpert_labels,
+    covid_cxr,
+    ct_rate,
+    lidc,
+    ms_cxr,
+    nih_cxr14,
+    openi,
+    padchest_labels,
+    rad_chestct,
+    rexgroundingct,
+    rsna_pneumonia,
+    siim_pneumothorax,
+    vindr_cxr,
+)
 from radglint.prompt_banks import load_bank
 
 SAME_NAMES = {

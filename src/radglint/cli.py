@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from radglint import cli_simulate
 from radglint.cli_data import add_data
+from radglint.cli_evaluate import add_evaluate_commands
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
 from radglint.train_commands import add_train_commands
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_pretrain(commands)
     add_train_commands(commands)
+    add_evaluate_commands(commands)
     return parser
 
 

@@ -38,7 +38,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if (args.config is None) == (args.suite is None):
         raise InputError("give CONFIG.toml, or --suite NAME with --manifest FILE and --out DIR")
     if args.config is not None and any(value is not None for value in given.values()):
-        raise InputError(f"{args.config}: holds the whole evaluation; leave out --manifest, --out, --model, --split, --limit")
+        raise InputError(
+            f"{args.config}: holds the whole evaluation; leave out --manifest, --out, --model, --split, --limit"
+        )
     if args.suite is not None and (args.manifest is None or args.out is None):
         raise InputError("--suite needs --manifest FILE and --out DIR")
     from transformers.utils.logging import disable_progress_bar
@@ -60,7 +62,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> None:
     from radglint.evaluation.compare import compare_files
 
-    print(compare_files(Path(args.a), Path(args.b), across=args.across, page=None if args.out is None else Path(args.out)))
+    print(
+        compare_files(Path(args.a), Path(args.b), across=args.across, page=None if args.out is None else Path(args.out))
+    )
 
 
 def _positive(text: str) -> int:

@@ -33,6 +33,9 @@ EXAMPLES = 5
 """Problems of one kind that the text shows; the JSON report has all."""
 
 _NO_REPORT = re.compile(r"[\W_]*(?:none|nan|null|n/?a|not available|no report)?[\W_]*", re.IGNORECASE)
+_CT_RATE_HINT = (
+    "; volumes of the first release of CT-RATE are stored values, `radglint data convert ct-rate-v1` writes them as HU"
+)
 _AFFINE_TOLERANCE_MM = 0.01
 
 
@@ -208,7 +211,8 @@ def _image_issues(
         advice = "the absolute path is gone, was the disk moved?" if Path(row.image).is_absolute() else "restore it"
         yield issue("error", "image", "missing image", f"{row.image}: no such file or folder; {advice}")
     elif "error" in record:
-        yield issue("error", "image", record["kind"], record["error"])
+        is_ct_rate = record["kind"] == "values are no HU" and row.dataset.startswith("ct-rate")
+        yield issue("error", "image", record["kind"], record["error"] + (_CT_RATE_HINT if is_ct_rate else ""))
     elif record["modality"] != row.modality:
         text = f"the manifest says {row.modality}, but {row.image} is a {record['modality']}; correct one of both"
         yield issue("error", "modality", "modality is not that of the pixels", text)

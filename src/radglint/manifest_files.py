@@ -368,7 +368,7 @@ def _cell(value: Any) -> str:
 
 def _csv_text(table: list[list[str]]) -> str:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([list(COLUMNS), *table])
+    csv.writer(text).writerows([list(COLUMNS), *table])  # its line end \r\n makes it quote a lone \r in a cell too
     return text.getvalue()
 
 

@@ -171,8 +171,10 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
         ImageError: a volume is not HU.
     """
     src, out = Path(src), Path(out)
-    found = [(optional_file(src, name), split) for name, split in _TABLES.items()]
-    tables: list[tuple[Path, Split]] = [(path, split) for path, split in found if path is not None]
+    tables: list[tuple[Path, Split]] = []
+    for name, split in _TABLES.items():
+        path = optional_file(src, name)
+        tables += [(path, split)] if path is not None else []
     if not tables:
         raise missing_file(src, EXPECTS, *_TABLES)
     metadata = _metadata(src)

@@ -14,7 +14,8 @@ Layout (fields from the data set's card and from public code that reads it):
 
 The private test part has no masks: its phrases are texts only. `train` and `val` here have nothing to do with `train`
 and `valid` of CT-RATE; 414 training scans carry a `valid_` name. patient is CT-RATE's, and about ten patients are
-in two parts (counted by a third party): `radglint data check` finds them.
+in two splits (counted by a third party). Such a patient belongs to the first of val, test, train that has a scan of
+his; his scans of another split are kept without a split, and extra.published_split says where they were.
 
 Masks lie voxel by voxel on the volume, but their own header does not say so (public users found them mirrored when
 the header was believed, and right with the volume's; their voxel counts then equal `pixels` in all 7,687 findings of
@@ -26,6 +27,7 @@ most three entities for a finding), the others completely: protocol is kept in e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,6 +62,8 @@ LABELS = CATEGORIES
 EXPECTS = "dataset.json, segmentations/ and images_flat/ (or CT-RATE's dataset/*_fixed/ here or in ../CT-RATE/)"
 Split = Literal["train", "val", "test"]
 _SPLITS: tuple[Split, ...] = get_args(Split)
+_FIRST: tuple[Split, ...] = ("val", "test", "train")
+"""Which split keeps a patient who is in several: what is measured is not given up for training."""
 
 
 def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
@@ -92,13 +96,26 @@ def _convert(src: Path, out: Path, name: str) -> Iterator[ManifestRow]:
     if not scans:
         raise InputError(f"{path}: keys {', '.join(document) or 'none'}, expected train, val or test with their scans")
     there = {split for split, i, entry in scans if _volume(src, _name(path, split, i, entry)) is not None}
+    owner = {}
+    for split, i, entry in sorted(scans, key=lambda scan: _FIRST.index(scan[0])):
+        owner.setdefault(_patient(_name(path, split, i, entry)), split)
     for split, i, entry in scans:
         if split in there or not there:
-            volume_name = _name(path, split, i, entry)
-            volume = images.find(f"{split}/{volume_name}", _volume(src, volume_name))
+            name_of_volume = _name(path, split, i, entry)
+            volume = images.find(f"{split}/{name_of_volume}", _volume(src, name_of_volume))
             if volume is not None:
-                yield _row(f"{path}, {split}[{i}] ({volume_name})", entry, split, volume, src, out)
+                row = _row(f"{path}, {split}[{i}] ({name_of_volume})", entry, split, volume, src, out)
+                yield row if owner[row.patient] == split else _without_split(row)
     images.finish()
+
+
+def _patient(name: str) -> str:
+    return "_".join(name.split("_")[:2])
+
+
+def _without_split(row: ManifestRow) -> ManifestRow:
+    """A scan whose patient belongs to another split."""
+    return replace(row, split="", extra={**row.extra, "published_split": row.split})
 
 
 def _name(path: Path, split: str, index: int, entry: Any) -> str:
@@ -110,8 +127,8 @@ def _name(path: Path, split: str, index: int, entry: Any) -> str:
 
 def _volume(src: Path, name: str) -> Path | None:
     """Where a volume lies: flat, or in the layout of CT-RATE's second release."""
-    part, patient, scan = name.split("_")[0], "_".join(name.split("_")[:2]), "_".join(name.split("_")[:3])
-    nested = Path("dataset", f"{part}_fixed", patient, scan, name)
+    part, scan = name.split("_")[0], "_".join(name.split("_")[:3])
+    nested = Path("dataset", f"{part}_fixed", _patient(name), scan, name)
     for path in (src / "images_flat" / name, src / nested, src.parent / "CT-RATE" / nested):
         if path.is_file():
             return path

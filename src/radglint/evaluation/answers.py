@@ -1,4 +1,4 @@
-"""One line per image: what the model answers, and how its maps lie on the truth. Kept on disk, so a stopped run goes on.
+"""One line per image: what the model answers, how its maps lie on the truth. Kept on disk, so a stopped run goes on.
 
 Maps are measured while they are in memory and then thrown away: a line holds numbers only, and every protocol is a
 function of the lines.
@@ -91,7 +91,9 @@ def kept_lines(path: Path, key: str | None = None) -> Iterator[Line]:
         except ValueError:
             continue
         if key is not None and line["key"] != key:
-            raise InputError(f"{path}: holds answers of another model, manifest or suite; move it away, or choose another --out")
+            raise InputError(
+                f"{path}: holds answers of another model, manifest or suite; move it away, or choose another --out"
+            )
         yield line
 
 
@@ -143,13 +145,13 @@ def _class_answers(pipe: Pipeline, encoded: EncodedImage, row: ManifestRow, aske
 
 def _said(finding: Finding) -> Line:
     return {
-        "prompt": finding.query, "score": round(finding.score, DIGITS), "probability": round(finding.probability, DIGITS),
-        "present": finding.present, "in_scope": finding.in_scope,
+        "prompt": finding.query, "score": round(finding.score, DIGITS),
+        "probability": round(finding.probability, DIGITS), "present": finding.present, "in_scope": finding.in_scope,
     }  # fmt: skip
 
 
 def _styled_scores(pipe: Pipeline, encoded: EncodedImage, prompts: Sequence[StyledPrompts]) -> dict[str, Any]:
-    """Class to style to the cosines of its positive and negative sentences, as they stand: no parser, no calibration."""
+    """Class to style to the cosines of its positive and negative sentences as they stand: no parser, no calibration."""
     texts = list(dict.fromkeys(text for entry in prompts for text in (*entry.positive, *entry.negative)))
     score = dict(zip(texts, _raw_scores(pipe, encoded, texts), strict=True))
     scores: dict[str, Any] = {}
@@ -169,7 +171,11 @@ def _raw_scores(pipe: Pipeline, encoded: EncodedImage, texts: Sequence[str]) -> 
 
 def free_phrases(row: ManifestRow) -> list[Phrase]:
     """Phrases in a reader's own words that have a place, such as those of MS-CXR."""
-    return [phrase for phrase in row.phrases if phrase.text and phrase.text != phrase.label and (phrase.boxes or phrase.masks)]
+    return [
+        phrase
+        for phrase in row.phrases
+        if phrase.text and phrase.text != phrase.label and (phrase.boxes or phrase.masks)
+    ]
 
 
 def _phrase_answers(pipe: Pipeline, encoded: EncodedImage, row: ManifestRow, asked: Asked) -> list[Line]:

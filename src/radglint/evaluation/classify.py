@@ -1,4 +1,4 @@
-"""Presence: zero-shot classification under a protocol, published and honest side by side; calibration; prompt styles."""
+"""Presence: zero-shot classification under a protocol, published and honest side by side; prompt styles."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def classify(
     table = columns_of(table, kept)
     by_image = ClassTable(table.names, table.scores, table.positive, table.known, np.arange(len(test)).astype(str))
     fitted = columns_of(class_table(validation, names, score, unit), kept) if validation else None
-    thresholds = {"published": published_thresholds(protocol, table, fitted), "honest": honest_thresholds(protocol, fitted, table)}
+    thresholds = {
+        "published": published_thresholds(protocol, table, fitted),
+        "honest": honest_thresholds(protocol, fitted, table),
+    }
     measured = {
         column: _measured(rows, thresholds[column], draws, seed)
         for column, rows in (("published", by_image), ("honest", table))
@@ -74,7 +77,8 @@ def classify(
     labels = {entry.own_name: entry.label for entry in bank.classes}
     classes = tuple(
         ClassResult(
-            name=name, label=labels[name], n=int(table.known[:, k].sum()), positives=int(table.positive[table.known[:, k], k].sum()),
+            name=name, label=labels[name], n=int(table.known[:, k].sum()),
+            positives=int((table.positive & table.known)[:, k].sum()),
             measures={column: rows[k] for column, (rows, _) in measured.items()}, curves=_curves(table, k),
         )
         for k, name in enumerate(table.names)
@@ -153,8 +157,13 @@ def _measured(table: ClassTable, thresholds: np.ndarray, draws: int, seed: int) 
             values = _one_measure(whole, MEASURES.index(name), len(usable))
             _enter(some, means, name, values, part, [counts[k] for k in usable], draws, seed)
         for k, row in zip(usable, some, strict=True):
-            row["threshold"] = Estimate(value=float(thresholds[k]), n=counts[k])
+            row["threshold"] = Estimate(value=_finite(thresholds[k]), n=counts[k])
     return rows, means
+
+
+def _finite(threshold: float) -> float | None:
+    """None where nothing is called positive: no score reaches a threshold of infinity."""
+    return float(threshold) if np.isfinite(threshold) else None
 
 
 def _one_measure(statistic: Any, number: int, classes: int) -> Any:
@@ -192,7 +201,9 @@ def _honest(protocol: ClassificationProtocol, validation: ClassTable | None) -> 
 
 def _notes(thresholds: np.ndarray) -> tuple[str, ...]:
     missing = int(np.isnan(thresholds).sum())
-    return (f"{missing} of {len(thresholds)} classes have no honest threshold: too few in validation",) if missing else ()
+    return (
+        (f"{missing} of {len(thresholds)} classes have no honest threshold: too few in validation",) if missing else ()
+    )
 
 
 def prompt_sensitivity(
@@ -218,7 +229,7 @@ def prompt_sensitivity(
     }  # fmt: skip
     return ProtocolResult(
         name="prompt-sensitivity", title="Prompt sensitivity", label_set=bank.title, num_classes=len(bank.classes),
-        columns=("honest",), how={"honest": "macro AUROC with each prompt style; mean and standard deviation over styles"},
+        columns=("honest",), how={"honest": "macro AUROC of each prompt style; mean and deviation over styles"},
         average="mean over prompt styles", means={"honest": means}, styles=tuple(found),
     )  # fmt: skip
 

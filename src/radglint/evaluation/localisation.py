@@ -190,14 +190,14 @@ def sweep(
         thresholds: after rescaling.
         smooth_sigma: of the Gaussian, in voxels of this map; None = not smoothed.
         kernel: its width, odd.
-        rescale: True = lowest to -1 and highest to 1 in each image, as published, which makes a map of an absent finding
-            look sure (a constant map is 0 everywhere then); False = as it is.
+        rescale: True = lowest to -1 and highest to 1 in each image, as published, which makes a map of an absent
+            finding look sure (a constant map is 0 everywhere then); False = as it is.
         empty: see `dice_of`.
 
-    Source: evaluate_zero_shot_seg.py of a project that imports `cxrseg`, which was read: torchvision's GaussianBlur(
-    13, 1.5) with mirrored borders on the patch map, then bilinear enlargement, then min-max, then "v >= t". For its exact
-    numbers smooth the patch map with `smooth`, enlarge, and pass smooth_sigma=None; on an enlarged map the default
-    smooths far less.
+    Source: evaluate_zero_shot_seg.py of a project that imports `cxrseg`, which was read: torchvision's GaussianBlur of
+    kernel 13 and sigma 1.5 with mirrored borders on the patch map, then bilinear enlargement, then min-max, then
+    "v >= t". For its exact numbers smooth the patch map with `smooth`, enlarge, and pass smooth_sigma=None; on an
+    enlarged map the default smooths far less.
 
     Naive form: smooth, 2 (v - min) / (max - min) - 1, then Dice and IoU of v >= t for each t.
     """
@@ -288,7 +288,7 @@ def _slices(box: Box, shape: tuple[int, ...]) -> tuple[slice, ...]:
     corners = [int(v) for v in box]
     low, high = corners[:n], corners[n:]
     if len(corners) != 2 * n or not all(0 <= a < b <= s for a, b, s in zip(low, high, shape, strict=False)):
-        raise InputError(f"box {tuple(box)}: expected {2 * n} numbers, lower corner first, not empty, in shape {shape}; "
+        raise InputError(f"box {tuple(box)}: expected {2 * n} numbers, lower corner first, not empty, in {shape}; "
                          "are x and y, or corner and size, in the right order?")  # fmt: skip
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from radglint.evaluation.bootstrap import bootstrap, macro_statistic, mean_statistic
+from radglint.evaluation.bootstrap import bootstrap, macro_statistic, mean_statistic, ratio_statistic
 from radglint.evaluation.classify import estimate
+from radglint.evaluation.instances import EXACT_HIT_DICE, HIT_DICE, INSTANCE_DICE
 from radglint.evaluation.map_numbers import FIXED, LEVELS, pixel_auroc
 from radglint.evaluation.results import ClassResult, Curves, Estimate, LeftOut, Measures, ProtocolResult, SweepPoint
 from radglint.evaluation.tables import answer_of, groups_of
@@ -31,7 +32,9 @@ def unplaced(line: Line, name: str) -> Line | None:
     return answer.get("place") if answer["truth"] == "absent" else None
 
 
-def values_of(lines: Sequence[Line], names: Sequence[str], find: Callable[[Line, str], Line | None], value: Value) -> np.ndarray:
+def values_of(
+    lines: Sequence[Line], names: Sequence[str], find: Callable[[Line, str], Line | None], value: Value
+) -> np.ndarray:
     """`cases classes`, NaN where a case has none."""
     found = np.full((len(lines), len(names)), np.nan)
     for i, line in enumerate(lines):
@@ -93,7 +96,8 @@ class Placer:
         )  # fmt: skip
         return ProtocolResult(
             name=name, title=title, citation=citation, label_set=self.bank.title, num_classes=len(self.bank.classes),
-            columns=tuple(how), how=how, classes=classes, means=means, notes=tuple(notes), left_out=tuple(self.left_out),
+            columns=tuple(how), how=how, classes=classes, means=means, notes=tuple(notes),
+            left_out=tuple(self.left_out),
             average="mean of the cases of each class, then mean over classes",
         )  # fmt: skip
 
@@ -106,7 +110,7 @@ def pointing(placer: Placer) -> ProtocolResult:
         placer.enter(rows[column], means[column], "pointing", lambda n: n["hit"], unit=unit)
         placer.enter(rows[column], means[column], "chance", lambda n: n["chance"], unit=unit)
     how = {"published": "highest pixel inside any box of the class, the first of equals; images are drawn",
-           "honest": "the same; patients are drawn, and the share of the image that the truth covers is shown as chance"}  # fmt: skip
+           "honest": "the same; patients are drawn; chance is the share of the image that the truth covers"}  # fmt: skip
     return placer.result("pointing", "Pointing game", "RadZero, grounding_utils.py", how, rows, means)
 
 
@@ -130,12 +134,16 @@ def sweep(placer: Placer) -> ProtocolResult:
     means: dict[str, Measures] = {"published": {}, "honest": {}}
     for column, prefix in (("published", "sweep"), ("honest", "plain")):
         for measure in ("iou", "dice"):
-            placer.enter(rows[column], means[column], measure, lambda n, key=f"{prefix}_{measure}": float(np.mean(n[key])))
+            placer.enter(
+                rows[column], means[column], measure, lambda n, key=f"{prefix}_{measure}": float(np.mean(n[key]))
+            )
     how = {
         "published": "map smoothed (sigma 1.5, kernel 13), stretched to [-1, 1] per image, thresholds .1 to .5",
-        "honest": "the probability map as it is, the same thresholds: a map of an absent finding is not made to look sure",
+        "honest": "the probability map as it is, the same thresholds: an absent finding is not made to look sure",
     }
-    return placer.result("sweep", "mIoU and Dice sweep", "evaluate_phrase_grounding.py, see the documentation", how, rows, means)
+    return placer.result(
+        "sweep", "mIoU and Dice sweep", "evaluate_phrase_grounding.py, see the documentation", how, rows, means
+    )
 
 
 def segmentation(placer: Placer, validation: Sequence[Line]) -> ProtocolResult:
@@ -154,11 +162,12 @@ def segmentation(placer: Placer, validation: Sequence[Line]) -> ProtocolResult:
         for name, area in areas.items():
             rows[kind].setdefault(name, {})["pixel_auroc"] = Estimate(value=area, n=placer.counts[name])
     curves = {name: _sweep_curve(placer, name, kinds) for name in names}
-    how = {"oracle": "as published (RadZero): one threshold per class, the best of 0 to 1 in steps of .01 on the test positives",
-           "validation": "one threshold per class, the best on the validation split", "fixed": "0.5 for every class"}  # fmt: skip
+    how = {"oracle": "as published (RadZero): per class the best threshold of 0 to 1 in steps of .01 on the test positives",
+           "validation": "per class the best threshold on the validation split", "fixed": "0.5 for every class"}  # fmt: skip
     missing = [name for name in names if chosen[name] is None]
     notes = [f"no place in the validation split, so no threshold from it: {', '.join(missing)}"] if missing else []
-    return placer.result("zero-shot-segmentation", "Zero-shot segmentation", "RadZero, segmentation_utils.py", how, rows,
+    return placer.result("zero-shot-segmentation", "Zero-shot segmentation", "RadZero, segmentation_utils.py", how,
+                         rows,
                          means, curves, notes)  # fmt: skip
 
 
@@ -204,7 +213,9 @@ def presence_gated(placer: Placer) -> ProtocolResult:
     placer.enter(rows, means, "dice_gated", lambda n: n["dice_ask"])
     placer.enter(rows, means, "false_mask_rate", lambda n: n["marked"], unplaced)
     placer.enter(rows, means, "false_area", lambda n: n["area"], unplaced)
-    how = {"honest": "the mask as answered, empty where the finding is said to be absent; nothing is chosen on this split"}
+    how = {
+        "honest": "the mask as answered, empty where the finding is said to be absent; nothing is chosen on this split"
+    }
     return placer.result("presence", "Presence-gated masks", "", how, {"honest": rows}, {"honest": means})
 
 
@@ -212,8 +223,55 @@ def vlm3d(placer: Placer) -> ProtocolResult:
     """Dice, IoU, 95th percentile of the surface distance and sensitivity of the mask as answered."""
     rows: dict[str, Measures] = {}
     means: Measures = {}
-    for measure, key in (("dice", "dice_ask"), ("iou", "iou_ask"), ("hd95_mm", "hd95_mm"), ("sensitivity", "sensitivity_ask")):
+    for measure, key in (
+        ("dice", "dice_ask"),
+        ("iou", "iou_ask"),
+        ("hd95_mm", "hd95_mm"),
+        ("sensitivity", "sensitivity_ask"),
+    ):
         placer.enter(rows, means, measure, lambda n, key=key: n.get(key))
     how = {"honest": "the mask as answered at the fixed threshold, on the original voxels"}
     notes = ["HD95 is measured where both masks hold something; an empty answer has Dice 0 and no distance"]
-    return placer.result("vlm3d", "VLM3D task 3", "abnloc.vlm3dchallenge.com", how, {"honest": rows}, {"honest": means}, notes=notes)
+    return placer.result(
+        "vlm3d", "VLM3D task 3", "abnloc.vlm3dchallenge.com", how, {"honest": rows}, {"honest": means}, notes=notes
+    )
+
+
+def rexgroundingct(placer: Placer) -> ProtocolResult:
+    """Findings in a reader's words: Dice of each, hits, and instances pooled over all findings."""
+    found = [
+        (line, answer["place"]) for line in placer.lines for answer in line["phrases"] if "dice_ask" in answer["place"]
+    ]
+    means: Measures = {}
+    if found:
+        groups = groups_of([line for line, _ in found], placer.unit)
+        overlap = np.array([numbers["dice_ask"] for _, numbers in found])
+        for measure, values in (
+            ("dice", overlap),
+            ("hit_rate", overlap >= HIT_DICE),
+            ("hit_rate_5", overlap >= EXACT_HIT_DICE),
+        ):
+            drawn = bootstrap(mean_statistic(values.astype(float)), groups, placer.draws, placer.seed)
+            means[measure] = estimate(drawn.interval(), len(found))
+        counts = np.array([numbers.get("instances", (0, 0, 0)) for _, numbers in found], dtype=float)
+        means |= _instances(counts, groups, placer)
+    how = {
+        "honest": f"masks as answered at the fixed threshold; a hit is Dice >= {HIT_DICE:g} (board), >= {EXACT_HIT_DICE:g} "
+        f"(EXACT); an instance is found at Dice >= {INSTANCE_DICE:g}, pooled over findings"
+    }
+    return ProtocolResult(
+        name="rexgroundingct", title="ReXGroundingCT", citation="rexrank.ai/rexgroundingct", label_set="findings in words",
+        num_classes=len(found), columns=("honest",), how=how, means={"honest": means}, average=f"mean over {len(found)} findings",
+    )  # fmt: skip
+
+
+def _instances(counts: np.ndarray, groups: np.ndarray, placer: Placer) -> Measures:
+    """Precision, recall and F1 of instances; `findings (found, false, missed)`."""
+    tp, fp, fn = counts.T
+    means: Measures = {}
+    for measure, top, bottom in (
+        ("instance_precision", tp, tp + fp), ("instance_recall", tp, tp + fn), ("instance_f1", 2 * tp, 2 * tp + fp + fn),
+    ):  # fmt: skip
+        drawn = bootstrap(ratio_statistic(top, bottom), groups, placer.draws, placer.seed)
+        means[measure] = estimate(drawn.interval(), len(counts))
+    return means

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from radglint.evaluation.instances import score_finding
 from radglint.evaluation.localisation import cnr, dice_of, iou_of, overlap_counts, pointing_hit, smooth, sweep
 from radglint.evaluation.overlap import LEVELS, Tally, tally
+from radglint.evaluation.surfaces import hd95_mm
 from radglint.evaluation.truth import Place
 from radglint.findings import Finding
 from radglint.localize import peak
@@ -29,8 +31,8 @@ def numbers_with_place(finding: Finding, place: Place) -> Numbers:
     values, truth = finding.probability_map(), place.mask
     if not truth.any():
         return {}
-    counted = tally(values, truth)
-    both, marked, true = overlap_counts(finding.mask(), truth)
+    counted, mask = tally(values, truth), finding.mask()
+    both, marked, true = overlap_counts(mask, truth)
     plain, published = sweep(values, truth, smooth_sigma=None, rescale=False), _published_sweep(finding, truth)
     return {
         "hit": bool(pointing_hit(values, place.boxes or truth)), "chance": _short(truth.mean()),
@@ -39,8 +41,18 @@ def numbers_with_place(finding: Finding, place: Place) -> Numbers:
         "sweep_iou": _list(published.iou), "sweep_dice": _list(published.dice),
         "plain_iou": _list(plain.iou), "plain_dice": _list(plain.dice),
         "dice_ask": _short(dice_of(both, marked, true)), "iou_ask": _short(iou_of(both, marked, true)),
-        "sensitivity_ask": _short(both / true), "marked": bool(marked),
+        "sensitivity_ask": _short(both / true), "marked": bool(marked), **_numbers_in_3d(finding, mask, truth),
     }  # fmt: skip
+
+
+def _numbers_in_3d(finding: Finding, mask: np.ndarray, truth: np.ndarray) -> Numbers:
+    """Distance of the surfaces, where both masks hold something, and instances matched one to one; of a CT only."""
+    if finding.image.affine is None or finding.image.spacing_mm is None:
+        return {}
+    found = score_finding(mask, truth)
+    distance = hd95_mm(mask, truth, finding.image.spacing_mm) if mask.any() else float("inf")
+    return {"hd95_mm": _short(distance) if np.isfinite(distance) else None,
+            "instances": [found.tp, found.fp, found.fn]}  # fmt: skip
 
 
 def numbers_without_place(finding: Finding) -> Numbers:

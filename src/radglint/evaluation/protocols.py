@@ -49,7 +49,7 @@ CLASSIFICATION: dict[str, ClassificationProtocol] = {
     for p in (
         ClassificationProtocol(
             "chexzero", "CheXzero pairs", "Tiu et al. 2022; code of rajpurkarlab/CheXzero", "chexzero", "pair", 1.0,
-            "val best mcc", "softmax of 'X' against 'no X' without a temperature; threshold of the best MCC on validation",
+            "val best mcc", "softmax of 'X' against 'no X', no temperature; threshold of the best MCC on validation",
         ),
         ClassificationProtocol(
             "radzero", "CARZero / RadZero", "Lai et al. 2024; Park et al. 2025", "radzero", "positive", None,
@@ -61,8 +61,8 @@ CLASSIFICATION: dict[str, ClassificationProtocol] = {
         ),
         ClassificationProtocol(
             "hlip", "HLIP / fVLM", "zeroshot_ct_rate.py of HLIP", "hlip", "pair", None, "test corner",
-            "softmax of 'The volume shows: X.' against 'Not X' with the trained scale; threshold nearest to the corner of "
-            "the test ROC, so accuracy, F1, precision and recall are oracle numbers",
+            "softmax of 'The volume shows: X.' against 'Not X' with the trained scale; threshold nearest to the corner "
+            "of the test ROC, so accuracy, F1, precision and recall are oracle numbers",
         ),
         ClassificationProtocol(
             "merlin", "Merlin ensembles", "Blankemeier et al. 2024; issues 7 and 34 of StanfordMIMI/Merlin", "merlin",

@@ -34,8 +34,8 @@ class TrustQuestion:
     """A question with a known right answer that needs no label beyond the manifest's.
 
     Attributes:
-        kind: negated = "no X", its mask must be empty; own side and other side = X is on one side only; foreign = out of
-            scope.
+        kind: negated = "no X", its mask must be empty; own side and other side = X is on one side only; foreign =
+            out of scope.
         class_name: of the bank, empty for foreign ones.
         query: the words.
         truth: of the class in this image.

@@ -13,7 +13,7 @@ import numpy as np
 
 from radglint.errors import QueryError
 from radglint.evaluation.results import Estimate, Measures, ProtocolResult
-from radglint.evaluation.retrieval import recall_at
+from radglint.evaluation.retrieval import Ranks
 from radglint.manifest import ManifestRow
 from radglint.prompt_banks import PromptBank
 from radglint.query import parse_query
@@ -71,8 +71,9 @@ def retrieval(bank: PromptBank, lines: Sequence[Line], rows: Sequence[ManifestRo
         matrix = np.array([scores[:, list(chosen)].mean(axis=1) for chosen in sets])  # reports by images
         same = np.array([[set(a) == set(b) for b in sets] for a in sets])
         for word, table in (("report_to_image", matrix), ("image_to_report", matrix.T)):
+            ranked = ranks_of(table, same)
             for depth in (depth for depth in DEPTHS if depth < len(kept)):
-                means[f"{word}_at_{depth}"] = Estimate(value=recall_at(table, same, depth), n=len(kept))
+                means[f"{word}_at_{depth}"] = Estimate(value=ranked.recall_at(depth), n=len(kept))
                 means[f"{word}_chance_at_{depth}"] = Estimate(value=depth / len(kept), n=len(kept))
     return ProtocolResult(
         name="retrieval", title="Retrieval of reports and images", citation="CT-CLIP, report_to_volume_new.py",
@@ -80,3 +81,16 @@ def retrieval(bank: PromptBank, lines: Sequence[Line], rows: Sequence[ManifestRo
         how={"honest": "mean cosine of a report's sentences; reports of the same sentences count as one"},
         means={"honest": means}, notes=(f"label set of the run: {bank.title}",),
     )  # fmt: skip
+
+
+def ranks_of(scores: np.ndarray, positive: np.ndarray) -> Ranks:
+    """Where the best positive key of each query stands.
+
+    Args:
+        scores: `queries keys`.
+        positive: the same shape, bool.
+    """
+    best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
+    equal = scores == best
+    same = (equal & positive).sum(axis=1)
+    return Ranks((scores > best).sum(axis=1), equal.sum(axis=1) - same, same)

@@ -1,8 +1,8 @@
 """`radglint evaluate`: a model, a manifest and a label set to answers, results JSON, a table and a page.
 
-    manifest rows --answers.collect--> answers.jsonl, one line an image (a stopped run goes on)
-    lines --classify, locate, trust, retrieve, probe--> protocols
-    protocols --> results.json, index.html
+manifest rows --answers.collect--> answers.jsonl, one line an image (a stopped run goes on)
+lines --classify, locate, trust, retrieve, probe--> protocols
+protocols --> results.json, index.html
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from radglint.errors import ConfigError, InputError
 from radglint.evaluation import classify, locate, retrieve, trust
 from radglint.evaluation.answers import Asked, collect, run_key
 from radglint.evaluation.page import write_page
-from radglint.evaluation.probe_features import probe
-from radglint.evaluation.protocols import ALL, CLASSIFICATION, GROUNDING, check_protocols, needed_styles
-from radglint.evaluation.protocols import SENSITIVITY_STYLES
+from radglint.evaluation.probe_features import probes
+from radglint.evaluation.protocols import (
+    ALL,
+    CLASSIFICATION,
+    GROUNDING,
+    SENSITIVITY_STYLES,
+    check_protocols,
+    needed_styles,
+)
 from radglint.evaluation.questions import styled_prompts
 from radglint.evaluation.results import LeftOut, ManifestFacts, ModelFacts, ProtocolResult, Results, write_results
 from radglint.evaluation.tables import answered
@@ -50,6 +56,7 @@ class SuiteConfig(BaseModel):
     model: str = "nano"
     split: Literal["train", "val", "test", "all"] = "test"
     validation_split: Literal["train", "val", "test"] | None = "val"  # chooses the honest thresholds
+    probe_split: Literal["train"] | None = None  # fits the linear probe; None = three quarters of the validation split
     protocols: tuple[str, ...] = ALL
     unit: Literal["patient", "study", "image"] = "patient"  # what the honest column draws
     draws: PositiveInt = 1000
@@ -76,29 +83,39 @@ class Suite:
     validation_split: Literal["train", "val", "test"] | None = "val"
 
 
-_PRESENCE_CXR = ("radglint", "chexzero", "radzero", "medklip", "merlin", "calibration", "prompt-sensitivity", "trust", "probe")
+_PRESENCE_CXR = (
+    "radglint",
+    "chexzero",
+    "radzero",
+    "medklip",
+    "merlin",
+    "calibration",
+    "prompt-sensitivity",
+    "trust",
+    "probe",
+)
 _PRESENCE_CT = ("radglint", "ct-clip", "hlip", "merlin", "calibration", "prompt-sensitivity", "trust", "probe")
 _PLACE = ("pointing", "cnr", "sweep", "zero-shot-segmentation", "presence")
 SUITES: dict[str, Suite] = {
-    "simfind-cxr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE, "retrieval"), "radglint simulate --benchmark simfind-cxr"),
-    "simfind-ct": Suite("simfind_ct", (*_PRESENCE_CT, *_PLACE, "vlm3d"), "radglint simulate --benchmark simfind-ct"),
-    "simfind-drr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE), "radglint simulate --benchmark simfind-drr", None),
-    "chestxray14": Suite("chestxray14", (*_PRESENCE_CXR, *_PLACE), "radglint data convert nih-chestxray14"),
-    "chexpert5": Suite("chexpert5", _PRESENCE_CXR, "radglint data convert chexpert"),
-    "openi18": Suite("openi18", (*_PRESENCE_CXR, "retrieval"), "radglint data convert openi", None),
-    "padchest": Suite("padchest", _PRESENCE_CXR, "radglint data convert padchest", None),
-    "vindr22": Suite("vindr22", (*_PRESENCE_CXR, *_PLACE), "radglint data convert vindr-cxr", None),
-    "rsna": Suite("rsna", ("radglint", "radzero", "calibration", *_PLACE), "radglint data convert rsna-pneumonia", None),
-    "siim": Suite("siim", ("radglint", "radzero", "calibration", *_PLACE), "radglint data convert siim-pneumothorax", None),
-    "mscxr": Suite("mscxr8", ("pointing", "cnr", "sweep"), "radglint data convert ms-cxr"),
-    "chestxdet10": Suite("chestxdet10", ("radglint", "radzero", *_PLACE), "radglint data convert chestx-det10", "train"),
-    "chexlocalize10": Suite("chexlocalize10", _PLACE, "radglint data convert chexlocalize"),
-    "ctrate18": Suite("ctrate18", (*_PRESENCE_CT, "retrieval"), "radglint data convert ct-rate-v2", None),
-    "hlip16": Suite("hlip16", _PRESENCE_CT, "radglint data convert ct-rate-v2", None),
-    "radchestct16": Suite("radchestct16", _PRESENCE_CT, "radglint data convert rad-chestct"),
-    "rexgroundingct": Suite("rexgroundingct", ("rexgroundingct", *_PLACE), "radglint data convert rexgroundingct"),
+    "simfind-cxr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE, "retrieval"), "simulate --benchmark simfind-cxr"),
+    "simfind-ct": Suite("simfind_ct", (*_PRESENCE_CT, *_PLACE, "vlm3d"), "simulate --benchmark simfind-ct"),
+    "simfind-drr": Suite("simfind_cxr", (*_PRESENCE_CXR, *_PLACE), "simulate --benchmark simfind-drr", None),
+    "chestxray14": Suite("chestxray14", (*_PRESENCE_CXR, *_PLACE), "data convert nih-chestxray14"),
+    "chexpert5": Suite("chexpert5", _PRESENCE_CXR, "data convert chexpert"),
+    "openi18": Suite("openi18", (*_PRESENCE_CXR, "retrieval"), "data convert openi", None),
+    "padchest": Suite("padchest", _PRESENCE_CXR, "data convert padchest", None),
+    "vindr22": Suite("vindr22", (*_PRESENCE_CXR, *_PLACE), "data convert vindr-cxr", None),
+    "rsna": Suite("rsna", ("radglint", "radzero", "calibration", *_PLACE), "data convert rsna-pneumonia", None),
+    "siim": Suite("siim", ("radglint", "radzero", "calibration", *_PLACE), "data convert siim-pneumothorax", None),
+    "mscxr": Suite("mscxr8", ("pointing", "cnr", "sweep"), "data convert ms-cxr"),
+    "chestxdet10": Suite("chestxdet10", ("radglint", "radzero", *_PLACE), "data convert chestx-det10", "train"),
+    "chexlocalize10": Suite("chexlocalize10", _PLACE, "data convert chexlocalize"),
+    "ctrate18": Suite("ctrate18", (*_PRESENCE_CT, "retrieval"), "data convert ct-rate-v2", None),
+    "hlip16": Suite("hlip16", _PRESENCE_CT, "data convert ct-rate-v2", None),
+    "radchestct16": Suite("radchestct16", _PRESENCE_CT, "data convert rad-chestct"),
+    "rexgroundingct": Suite("rexgroundingct", ("rexgroundingct", *_PLACE), "data convert rexgroundingct"),
     "vlm3d5": Suite("vlm3d5", ("vlm3d", *_PLACE), "volumes with masks of the five findings"),
-    "lidc": Suite("lidc", ("radglint", *_PLACE, "vlm3d"), "radglint data convert lidc-idri", None),
+    "lidc": Suite("lidc", ("radglint", *_PLACE, "vlm3d"), "data convert lidc-idri", None),
 }  # fmt: skip
 
 
@@ -111,7 +128,9 @@ def load_suite(path: Path) -> SuiteConfig:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml") from error
+        raise ConfigError(
+            f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml"
+        ) from error
     return suite_config(values, str(path))
 
 
@@ -168,7 +187,7 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
         created=datetime.now(UTC).isoformat(timespec="seconds"), radglint_version=version("radglint"),
         versions=_versions(), seed=config.seed, command=command, suite=config.name, model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
-        resampled=f"honest: {config.unit}s with replacement, {config.draws} draws, 95 % percentile intervals; published: images",
+        resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
         protocols=tuple(protocols), left_out=tuple(_unread(lines)),
     )  # fmt: skip
     write_results(config.out / RESULTS, results)
@@ -183,13 +202,13 @@ def chosen_rows(config: SuiteConfig, bank: PromptBank) -> list[ManifestRow]:
         InputError: none is of the split, or none of the bank's modality.
     """
     rows = [with_simulated_truth(row) for row in read_manifest(config.manifest)]
-    wanted = {config.split, config.validation_split}
+    wanted = {config.split, config.validation_split, config.probe_split}
     found = [row for row in rows if "all" in wanted or row.split in wanted]
     found = [row for row in found if bank.modality in ("any", row.modality)]
     if not any(config.split in ("all", row.split) for row in found):
         splits = sorted({row.split or "(none)" for row in rows})
         raise InputError(
-            f"{config.manifest}: no {bank.modality} row of split {config.split!r}; it holds {', '.join(splits)}; set split"
+            f"{config.manifest}: no {bank.modality} row of split {config.split!r}, only {', '.join(splits)}; set split"
         )
     if config.limit is None:
         return found
@@ -218,20 +237,23 @@ def measure(
     test = answered(lines, None if config.split == "all" else config.split)
     validation = [] if config.validation_split is None else answered(lines, config.validation_split)
     if not test:
-        raise InputError(f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}")
+        raise InputError(
+            f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}"
+        )
     placer = locate.Placer(bank, test, config.unit, config.draws, config.seed)
     many: dict[str, Any] = {"unit": config.unit, "draws": config.draws, "seed": config.seed}
     scale = classify.scale_of(_logit_scale(pipe, bank))
     runs: dict[str, Callable[[], ProtocolResult]] = {
         "pointing": lambda: locate.pointing(placer), "cnr": lambda: locate.contrast(placer),
-        "sweep": lambda: locate.sweep(placer), "zero-shot-segmentation": lambda: locate.segmentation(placer, validation),
+        "sweep": lambda: locate.sweep(placer),
+        "zero-shot-segmentation": lambda: locate.segmentation(placer, validation),
         "presence": lambda: locate.presence_gated(placer), "vlm3d": lambda: locate.vlm3d(placer),
         "rexgroundingct": lambda: locate.rexgroundingct(placer),
         "calibration": lambda: trust.calibration(bank, test, unit=config.unit),
         "trust": lambda: trust.trust(bank, test, **many),
         "prompt-sensitivity": lambda: classify.prompt_sensitivity(bank, test, SENSITIVITY_STYLES, **many),
         "retrieval": lambda: retrieve.retrieval(bank, test, rows, config.retrieval_images),
-        "probe": lambda: probe(bank, validation, test, seed=config.seed),
+        "probe": lambda: probes(bank, answered(lines, config.probe_split) if config.probe_split else [], validation, test),
     }  # fmt: skip
     for name, protocol in CLASSIFICATION.items():
         runs[name] = lambda p=protocol: classify.classify(p, bank, test, validation, scale=scale, **many)
@@ -241,7 +263,9 @@ def measure(
 def _logit_scale(pipe: Pipeline, bank: PromptBank) -> float:
     model = getattr(pipe.model, "model", None)
     modality = "CXR" if bank.modality == "any" else bank.modality
-    return 0.0 if model is None or modality not in model.branches else float(model.branch(modality).logit_scale)
+    if model is None or modality not in model.branches:
+        return 0.0
+    return float(model.branch(modality).logit_scale.detach())
 
 
 def _unread(lines: Sequence[Line]) -> list[LeftOut]:

@@ -80,8 +80,8 @@ def protocol_score(protocol: ClassificationProtocol, scale: float) -> Callable[[
         protocol: names its style and form.
         scale: 1 / temperature of the trained model, where the protocol takes the model's.
 
-    Naive form: positive: mean of the positive cosines. pair: e^(k a) / (e^(k a) + e^(k b)) of the mean positive cosine a
-        and the mean negative cosine b. ensemble: a - b.
+    Naive form: positive: mean of the positive cosines. pair: e^(k a) / (e^(k a) + e^(k b)) of the mean positive cosine
+        a and the mean negative cosine b. ensemble: a - b.
     """
     factor = scale if protocol.temperature is None else 1 / protocol.temperature
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from radglint.evaluation.bootstrap import bootstrap, mean_statistic
-from radglint.evaluation.calibration import brier_score, expected_calibration_error, reliability_curve
+from radglint.evaluation.calibration import brier, ece, log_loss, reliability
 from radglint.evaluation.classify import calibrated_table, estimate
 from radglint.evaluation.results import (
     ClassResult,
@@ -40,7 +40,9 @@ def _unmarked(kind: str) -> Check:
 CHECKS: dict[str, tuple[str, Check]] = {
     "negation_kept": ("share of 'no X' queries read as absent, with an empty mask", _negated),
     "foreign_refused": ("share of queries about other body parts that are out of scope, with an empty mask", _foreign),
-    "other_side_empty": ("share of findings on one side only whose query for the other side marks nothing", _unmarked("other side")),
+    "other_side_empty": (
+        "share of findings on one side only whose query for the other side marks nothing", _unmarked("other side"),
+    ),
 }  # fmt: skip
 
 
@@ -93,7 +95,7 @@ def calibration(bank: PromptBank, lines: Sequence[Line], *, unit: str) -> Protoc
     labels = {entry.own_name: entry.label for entry in bank.classes}
     classes = tuple(_calibrated(table, k, labels[name]) for k, name in enumerate(table.names))
     means: Measures = {}
-    for measure in ("ece", "ece_equal_mass", "brier"):
+    for measure in ("ece", "ece_equal_mass", "brier", "log_loss"):
         values = [one.measures["honest"][measure].value for one in classes]
         if values:
             means[measure] = Estimate(value=float(np.mean([v for v in values if v is not None])), n=len(values))
@@ -111,9 +113,10 @@ def _calibrated(table: ClassTable, k: int, label: str) -> ClassResult:
     p, positive = table.scores[known, k], table.positive[known, k]
     count = int(known.sum())
     measures = {
-        "ece": Estimate(value=expected_calibration_error(p, positive), n=count),
-        "ece_equal_mass": Estimate(value=expected_calibration_error(p, positive, binning="mass"), n=count),
-        "brier": Estimate(value=brier_score(p, positive), n=count),
+        "ece": Estimate(value=ece(p, positive), n=count),
+        "ece_equal_mass": Estimate(value=ece(p, positive, binning="mass"), n=count),
+        "brier": Estimate(value=brier(p, positive), n=count),
+        "log_loss": Estimate(value=log_loss(p, positive), n=count),
         "mean_probability": Estimate(value=float(p.mean()), n=count),
         "prevalence": Estimate(value=float(positive.mean()), n=count),
     }
@@ -124,10 +127,9 @@ def _calibrated(table: ClassTable, k: int, label: str) -> ClassResult:
 
 def reliability_points(p: np.ndarray, positive: np.ndarray) -> list[tuple[float, float, int]]:
     """Mean probability, observed share and count of each bin that holds something."""
-    curve = reliability_curve(p, positive)
-    rows = zip(curve.mean_probability, curve.frequency, curve.counts, strict=True)
-    return [(float(a), float(b), int(c)) for a, b, c in rows if c]
+    curve = reliability(p, positive)
+    return [(float(a), float(b), int(c)) for a, b, c in zip(curve.said, curve.true, curve.count, strict=True)]
 
 
 def _pooled_ece(table: ClassTable) -> float:
-    return expected_calibration_error(table.scores[table.known], table.positive[table.known])
+    return ece(table.scores[table.known], table.positive[table.known])

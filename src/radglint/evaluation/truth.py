@@ -116,7 +116,9 @@ def _box_slices(box: Sequence[int], shape: tuple[int, ...], name: str) -> tuple[
     ndim = len(shape)
     low, high = box[:ndim], box[ndim:]
     if len(box) != 2 * ndim or any(not 0 <= a < b <= n for a, b, n in zip(low, high, shape, strict=True)):
-        raise InputError(f"{name}: box {tuple(box)} does not lie inside the image of shape {shape}; correct the manifest")
+        raise InputError(
+            f"{name}: box {tuple(box)} does not lie inside the image of shape {shape}; correct the manifest"
+        )
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
 
 

@@ -21,8 +21,8 @@ WIDTH_PX = 700
 
 
 def with_cases(
-    protocols: Sequence[ProtocolResult], pipe: Pipeline, rows: Sequence[ManifestRow], lines: Sequence[Line], config: Any,
-    bank: PromptBank,
+    protocols: Sequence[ProtocolResult], pipe: Pipeline, rows: Sequence[ManifestRow], lines: Sequence[Line],
+    config: Any, bank: PromptBank,
 ) -> list[ProtocolResult]:  # fmt: skip
     """The protocols, one of them with its best and worst cases.
 
@@ -73,9 +73,13 @@ def _distinct(ranked: Sequence[tuple[float, Line, Line]], count: int) -> list[tu
     """The first answers, no image and no class twice as long as there are others."""
     found: list[tuple[Line, Line]] = []
     for _, line, answer in ranked:
-        if len(found) < count and all(line["id"] != l["id"] and answer["class"] != a["class"] for l, a in found):
+        if len(found) < count and all(_differs(line, answer, *one) for one in found):
             found.append((line, answer))
     return found
+
+
+def _differs(line: Line, answer: Line, other: Line, its: Line) -> bool:
+    return line["id"] != other["id"] and answer["class"] != its["class"]
 
 
 def _case(

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import struct
+import sys
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 import made_up_results as made_up
-from radglint.errors import InputError
+from radglint.errors import ConfigError, InputError
 from radglint.evaluation.figures import (
     forest_figure,
     pr_figure,
@@ -267,6 +268,12 @@ def test_a_roc_point_lies_where_it_should() -> None:
     assert x2 > x0
     assert y1 == pytest.approx((y0 + y2) / 2, abs=0.02)
     assert y2 < y0
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="pip install matplotlib"):
+        roc_figure(made_up.one_class("Edema", 3))
 
 
 def test_nothing_to_draw_gives_nothing() -> None:

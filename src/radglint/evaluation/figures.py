@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from radglint.errors import ConfigError
 from radglint.evaluation.figure_svg import GRID, QUIET, SERIES, TEXT, figure_to_svg
 from radglint.evaluation.measure_names import measure
 from radglint.evaluation.results import ClassResult, Estimate, ProtocolResult, ReliabilityBin
@@ -44,9 +45,15 @@ def _drawn(
         title: for readers that cannot see it.
         draw: draws into the figure.
         bottom_in: margin below the axes in inches, the others being known; None measures all labels, at twice the time.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("the page's plots need matplotlib; install it: pip install matplotlib") from error
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -185,7 +185,7 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
     protocols = with_cases(measure(config, bank, lines, rows, pipe), pipe, rows, lines, config, bank)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"), radglint_version=version("radglint"),
-        versions=_versions(), seed=config.seed, command=command, suite=config.name, model=model_facts(pipe),
+        versions=_versions(), seed=config.seed, command=command, suite=config.name, split=config.split, model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
         resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
         protocols=tuple(protocols), left_out=tuple(_unread(lines)),

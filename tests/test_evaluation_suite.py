@@ -83,6 +83,7 @@ def finished(run: SuiteConfig) -> suite.Results:
 
 def test_every_protocol_is_measured_and_shown(run: SuiteConfig, finished: suite.Results) -> None:
     assert [protocol.name for protocol in finished.protocols] == list(ALL)
+    assert not finished.left_out
     assert read_results(run.out / suite.RESULTS) == finished
     page = (run.out / suite.PAGE).read_text()
     assert finished.model.fingerprint in page
@@ -98,7 +99,7 @@ def test_an_auroc_is_that_of_the_answers(run: SuiteConfig, finished: suite.Resul
     assert found is not None
     by_name = {one.name: one for one in found.classes}
     kept = [line for line in lines if answer_of(line, "Effusion")["truth"] in ("present", "absent")]
-    scores = [np.mean(line["scores"]["Effusion"]["radglint"][0]) for line in kept]
+    scores = [answer_of(line, "Effusion")["probability"] for line in kept]
     positive = np.array([answer_of(line, "Effusion")["truth"] == "present" for line in kept])
     assert by_name["Effusion"].measures["honest"]["auroc"].value == pytest.approx(auroc(np.array(scores), positive))
     assert by_name["Effusion"].n == len(kept)
@@ -264,3 +265,10 @@ def test_prompt_styles_that_agree_have_no_spread(run: SuiteConfig, finished: sui
     lines = [line for line in kept_lines(run.out / suite.ANSWERS) if line["split"] == "test"]
     found = prompt_sensitivity(bank, lines, ["plain", "plain"], unit="image", draws=5, seed=0)
     assert found.means["honest"]["auroc_spread"].value == 0
+
+
+def test_a_protocol_without_any_case_is_left_out_by_name(run: SuiteConfig, finished: suite.Results) -> None:
+    kept, left_out = suite.said_something([finished.protocols[0], finished.protocols[1].model_copy(update={
+        "means": {"published": {}, "honest": {}}, "lead": ""})])  # fmt: skip
+    assert kept == [finished.protocols[0]]
+    assert [row.what for row in left_out] == [finished.protocols[1].title]

@@ -119,7 +119,7 @@ def published_thresholds(
 ) -> np.ndarray:  # fmt: skip
     """`classes`: as the source chooses them, on the test split where it does; NaN where it cannot be chosen."""
     if protocol.threshold == "half":
-        return honest_thresholds(protocol, validation, test)
+        return np.full(len(test.names), 0.5)
     source = validation if protocol.threshold.startswith("val") else test
     return np.full(len(test.names), np.nan) if source is None else _chosen(_RULES[protocol.threshold], source)
 
@@ -127,10 +127,12 @@ def published_thresholds(
 def honest_thresholds(
     protocol: ClassificationProtocol, validation: ClassTable | None, test: ClassTable
 ) -> np.ndarray:  # fmt: skip
-    """`classes`: the same criterion on the validation split; NaN without one, or where a class is not in it."""
+    """`classes`: one half for `ask`, else the same criterion on the validation split; NaN where that cannot be done."""
+    if protocol.threshold == "half":
+        return np.full(len(test.names), 0.5)
     if validation is None:
         return np.full(len(test.names), np.nan)
-    return _chosen(_RULES.get(protocol.threshold, "youden"), validation)
+    return _chosen(_RULES[protocol.threshold], validation)
 
 
 def _chosen(rule: Any, table: ClassTable) -> np.ndarray:
@@ -194,7 +196,7 @@ def _curves(table: ClassTable, k: int) -> Curves:
 
 
 def _honest(protocol: ClassificationProtocol, validation: ClassTable | None) -> str:
-    if validation is None:
+    if validation is None and protocol.threshold != "half":
         return f"{protocol.honest}; there is no validation split here, so no threshold and nothing that needs one"
     return protocol.honest
 

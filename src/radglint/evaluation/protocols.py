@@ -12,7 +12,7 @@ from typing import Literal
 
 from radglint.errors import ConfigError
 
-Scoring = Literal["positive", "pair", "ensemble"]
+Scoring = Literal["positive", "pair", "ensemble", "ask"]
 Threshold = Literal["val best mcc", "test youden", "test corner", "test best f1", "half"]
 
 
@@ -25,7 +25,7 @@ class ClassificationProtocol:
         title: in tables.
         source: who published it.
         style: prompt style, see `radglint.prompt_banks`.
-        scoring: positive = cosine of the positive prompts; pair = softmax of positive against negative; ensemble = mean
+        scoring: ask = probability of `ask`; positive = cosine of the positive prompts; pair = softmax of positive against negative; ensemble = mean
             cosine of the positive prompts less that of the negative ones.
         temperature: of the softmax; None = that of the trained model, 1 = none.
         threshold: of the published column; the honest column chooses the same criterion on the validation split.
@@ -74,9 +74,9 @@ CLASSIFICATION: dict[str, ClassificationProtocol] = {
             "score of the bare class name; F1 and accuracy at the threshold of the best F1 on the test split",
         ),
         ClassificationProtocol(
-            "radglint", "radglint", "this package", "radglint", "positive", None, "half",
-            "cosine of an ensemble of positive prompts; the decision is that of `radglint ask`",
-            "the same; nothing is chosen on the test split",
+            "radglint", "radglint", "this package", "radglint", "ask", None, "half",
+            "probability of `radglint ask` for the class's name; present from one half on, in scope only",
+            "the same; nothing is chosen on this split",
         ),
     )
 }  # fmt: skip

@@ -182,13 +182,14 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
     config.out.mkdir(parents=True, exist_ok=True)
     asked = what_to_ask(config, bank, rows, pipe)
     lines = collect(pipe, rows, asked, config.out / ANSWERS)
-    protocols = with_cases(measure(config, bank, lines, rows, pipe), pipe, rows, lines, config, bank)
+    measured, left_out = said_something(measure(config, bank, lines, rows, pipe))
+    protocols = with_cases(measured, pipe, rows, lines, config, bank)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"), radglint_version=version("radglint"),
         versions=_versions(), seed=config.seed, command=command, suite=config.name, split=config.split, model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
         resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
-        protocols=tuple(protocols), left_out=tuple(_unread(lines)),
+        protocols=tuple(protocols), left_out=(*_unread(lines), *left_out),
     )  # fmt: skip
     write_results(config.out / RESULTS, results)
     write_page(results, config.out / PAGE, config.out)
@@ -258,6 +259,13 @@ def measure(
     for name, protocol in CLASSIFICATION.items():
         runs[name] = lambda p=protocol: classify.classify(p, bank, test, validation, scale=scale, **many)
     return [runs[name]() for name in config.protocols]
+
+
+def said_something(protocols: Sequence[ProtocolResult]) -> tuple[list[ProtocolResult], list[LeftOut]]:
+    """Protocols that measured anything; the others as left out, with their first reason."""
+    empty = [p for p in protocols if not any(p.means.values())]
+    left_out = [LeftOut(what=p.title, why=p.left_out[0].why if p.left_out else "no case for it") for p in empty]
+    return [p for p in protocols if any(p.means.values())], left_out
 
 
 def _logit_scale(pipe: Pipeline, bank: PromptBank) -> float:

@@ -73,6 +73,12 @@ def probability_of(line: Line, name: str) -> float:
     return answer_of(line, name)["probability"]
 
 
+def asked_probability(line: Line, name: str) -> float:
+    """The same, halved out of scope: it ranks as before, and never reaches the one half from which a class is present."""
+    answer = answer_of(line, name)
+    return answer["probability"] / (1.0 if answer["in_scope"] else 2.0 + 1e-9)
+
+
 def protocol_score(protocol: ClassificationProtocol, scale: float) -> Callable[[Line, str], float]:
     """How a protocol scores a class in a line.
 
@@ -83,6 +89,8 @@ def protocol_score(protocol: ClassificationProtocol, scale: float) -> Callable[[
     Naive form: positive: mean of the positive cosines. pair: e^(k a) / (e^(k a) + e^(k b)) of the mean positive cosine
         a and the mean negative cosine b. ensemble: a - b.
     """
+    if protocol.scoring == "ask":
+        return asked_probability
     factor = scale if protocol.temperature is None else 1 / protocol.temperature
 
     def score(line: Line, name: str) -> float:

@@ -68,8 +68,8 @@ class ClassCases:
 
     @property
     def prevalence(self) -> float:
-        """Share of the present."""
-        return float(self.present.mean())
+        """Share of the present; 0 without cases."""
+        return float(self.present.mean()) if len(self.present) else 0.0
 
     @cached_property
     def lowest_present(self) -> np.ndarray:

@@ -23,7 +23,7 @@ from radglint.case_metrics import MEASURES, Metrics, evaluate_best_reading, mean
 from radglint.cases import Case
 from radglint.errors import ConfigError
 from radglint.model import GlintBranch
-from radglint.report_pairs import Pair, load_manifest, pair_pixels
+from radglint.report_pairs import FLAT_SUFFIXES, Pair, load_manifest, pair_pixels
 from radglint.simulation.facts import Fact
 from radglint.train_cached import embed_once, load_bags
 from radglint.train_config import CachedData, TrainConfig
@@ -193,8 +193,10 @@ def _cached_cases(data: CachedData, prefix: str) -> list[Case]:
 
 @lru_cache(maxsize=1)
 def _known_pairs(manifest: Path) -> list[_Known] | None:
-    """The radiographs of `radglint simulate`; None if a line has no facts and masks."""
-    pairs, rows = load_manifest(manifest, "CXR"), manifest.read_text(encoding="utf-8").splitlines()
+    """The radiographs of `radglint simulate`; None if a line has no facts and masks, or the manifest is no JSONL."""
+    if manifest.suffix.lower() in FLAT_SUFFIXES:
+        return None
+    pairs, rows = load_manifest(manifest, "CXR"), manifest.read_text(encoding="utf-8-sig").split("\n")
     known = []
     for pair, line in zip(pairs, (row for row in rows if row.strip()), strict=True):
         row = json.loads(line)

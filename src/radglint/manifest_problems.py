@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class ManifestError(ConfigError):
         super().__init__("\n".join([f"{os.fspath(path)}: {len(self.problems)} problems", *lines]))
 
 
+@lru_cache(maxsize=4096)
 def misspelt_column(name: str) -> str | None:
     """The column that an unknown name seems to mean; None if none is close."""
     plain = name.strip().lower().replace(" ", "_").replace("-", "_")

@@ -197,10 +197,25 @@ def test_a_promised_rate_holds_with_the_stated_confidence(goal: str) -> None:
     assert 0.93 < np.mean(kept) <= 1.0
 
 
-def test_a_patient_counts_once_with_the_worst_image() -> None:
-    cases = ClassCases.of([0.1, 0.9, 0.5, 0.4, 0.3, 0.2], [True, True, True, False, False, False], list("aabccd"))
-    assert cases.lowest_present.tolist() == [0.1, 0.5]
-    assert cases.highest_absent.tolist() == [0.2, 0.4]
+def test_a_patient_counts_once_with_any_of_its_images() -> None:
+    scores, present = np.arange(3000.0), np.arange(3000) % 3 > 0
+    cases = ClassCases(scores, present, np.array([f"p{k // 3}" for k in range(3000)], dtype=object))
+    assert (cases.one_present // 3).tolist() == list(range(1000))
+    assert (cases.one_present % 3 == 1).mean() == pytest.approx(0.5, abs=0.05)
+    assert (cases.one_absent == np.arange(0, 3000, 3)).all()
+    mixed = cases.part(np.random.default_rng(1).permutation(3000))
+    assert (mixed.one_present == cases.one_present).all()
+
+
+def test_coverage_holds_for_a_new_patient_where_patients_have_many_alike_images() -> None:
+    """Six images of each of 30 patients, which differ much more between than within patients."""
+    rng, covered = np.random.default_rng(3), []
+    for _ in range(400):
+        scores = np.repeat(rng.normal(0, 1, 60), 6) + rng.normal(0, 0.1, 360)
+        patients = [f"p{k // 6}" for k in range(360)]
+        low, _ = fit.conformal_cuts(0.1, ClassCases.of(scores, [True] * 180 + [False] * 180, patients))
+        covered.append((rng.normal(0, 1, 300) + rng.normal(0, 0.1, 300) >= low).mean())
+    assert 0.895 <= np.mean(covered) <= 0.94
 
 
 @pytest.mark.parametrize(("goal", "kind"), [("sensitivity", "with"), ("specificity", "without")])
@@ -280,7 +295,7 @@ def test_labels_must_be_bool() -> None:
 
 def test_a_map_through_knots_is_refused_unless_it_rises() -> None:
     for scores, logits in (((0.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (1.0, 1.0)), ((0.0,), (0.0, 1.0))):
-        with pytest.raises(ValueError, match="rise strictly|one logit per score"):
+        with pytest.raises(ValueError, match=r"rise strictly|one logit per score"):
             KnotMap(scores=scores, logits=logits, outer_slope=1)
 
 

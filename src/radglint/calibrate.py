@@ -1,4 +1,4 @@
-"""Calibration of a model on labelled cases, from scores in memory; `calibrate_run` gets the scores and writes the model.
+"""Calibration of a model on labelled cases, from scores in memory; `calibrate_run` gets scores and writes the model.
 
 Uncertain and unlabelled images are left out. A concept is asked by its own name; the fit then serves every phrase of
 that concept ("small left effusion" too), whose scores can lie a little apart from those of the plain name. Maps of
@@ -25,8 +25,8 @@ from radglint.decisions import Abstention, Goal, Threshold, decide
 from radglint.errors import InputError
 from radglint.manifest import LabelState, ManifestRow
 from radglint.pipeline import DEFAULT_THRESHOLD
-from radglint.score_maps import ScoreMap, probability
 from radglint.scope import core_phrase
+from radglint.score_maps import ScoreMap, probability
 from radglint.simulation.ct import CT_CONCEPTS
 from radglint.simulation.entailment import holds_for
 from radglint.simulation.facts import Fact
@@ -120,8 +120,8 @@ def calibrate_class(
     """
     counts = {
         "num_present": int(cases.present.sum()), "num_absent": int((~cases.present).sum()),
-        "num_uncertain": num_uncertain, "patients_present": len(cases.lowest_present),
-        "patients_absent": len(cases.highest_absent), "prevalence": cases.prevalence,
+        "num_uncertain": num_uncertain, "patients_present": len(cases.one_present),
+        "patients_absent": len(cases.one_absent), "prevalence": cases.prevalence,
     }  # fmt: skip
     reason = _too_few(cases)
     before = None if reason else measure(np.asarray(shipped.logit(cases.scores)), cases)
@@ -145,7 +145,7 @@ def calibrate_class(
 
 def _too_few(cases: ClassCases) -> str:
     """Why a class cannot be fitted, or empty text."""
-    found = len(cases.lowest_present), len(cases.highest_absent)
+    found = len(cases.one_present), len(cases.one_absent)
     if min(found) >= LEAST_PATIENTS:
         return ""
     return f"{found[0]} patients with and {found[1]} without the finding, {LEAST_PATIENTS} of each are needed"
@@ -178,11 +178,11 @@ def choose_threshold(cases: ClassCases, to_logit: ScoreMap, goal: tuple[Goal, fl
         InputError: too few patients to promise it.
     """
     cut = fit.cut_for(*goal, cases)
-    low, high = cases.lowest_present, cases.highest_absent
+    present, absent = cases.one_present, cases.one_absent
     return Threshold(
         probability=_stored(cut, to_logit), goal=goal[0], wanted=goal[1],
-        sensitivity=fit.exact_rate(int((low >= cut).sum()), len(low)),
-        specificity=fit.exact_rate(int((high < cut).sum()), len(high)),
+        sensitivity=fit.exact_rate(int((present >= cut).sum()), len(present)),
+        specificity=fit.exact_rate(int((absent < cut).sum()), len(absent)),
     )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def choose_abstention(cases: ClassCases, to_logit: ScoreMap, alpha: float) -> Ab
     present_from, absent_to = fit.conformal_cuts(alpha, cases)
     return Abstention(
         alpha=alpha, present_from=_stored(present_from, to_logit), absent_to=_stored(absent_to, to_logit),
-        num_present=len(cases.lowest_present), num_absent=len(cases.highest_absent),
+        num_present=len(cases.one_present), num_absent=len(cases.one_absent),
     )  # fmt: skip
 
 
@@ -238,13 +238,13 @@ def calibrate_scores(
         new map loses the threshold and the sets that belonged to the old one.
 
     Raises:
-        InputError: a concept that the model does not answer, no class with cases, or a promise that no class can keep.
+        InputError: a concept that the model does not answer, no class that can be fitted, or a promise that none can
+            keep.
     """
     unknown = sorted(set(cases) - set(maps.presence))
     if unknown or not cases:
-        raise InputError(
-            f"calibration: expected concepts of the model ({', '.join(maps.presence)}), got {', '.join(unknown) or 'none'}"
-        )
+        got = ", ".join(unknown) or "none"
+        raise InputError(f"calibration: expected concepts of the model ({', '.join(maps.presence)}), got {got}")
     left = num_uncertain or {}
     results = {
         concept: calibrate_class(
@@ -271,8 +271,13 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_kept(results: Mapping[str, ClassResult], wishes: Wishes) -> None:
-    """Refuse a promise that no class can keep; where some can, the others say so in their notes."""
+    """Refuse a calibration that changes nothing, or a promise that no class can keep.
+
+    Where some classes can, the others say in their notes why they cannot.
+    """
     notes = "; ".join(f"{concept}: {result.record.note}" for concept, result in results.items())
+    if all(result.to_logit is None for result in results.values()):
+        raise InputError(f"no class can be calibrated; label more cases. {notes}")
     if wishes.goal is not None and all(result.threshold is None for result in results.values()):
         raise InputError(f"no class has enough cases for {wishes.goal[0]} {wishes.goal[1]:g}: {notes}")
     if wishes.alpha is not None and all(result.abstention is None for result in results.values()):

@@ -108,11 +108,8 @@ def kept_lines(side: Path, head: Mapping[str, str]) -> dict[str, dict[str, Any]]
                     f"{side}: line {number}: expected an answer of `radglint calibrate`; move the file away"
                 ) from None
     if lines and lines[0] != head:
-        was = f"model {lines[0].get('model')} on {lines[0].get('device')}"
-        raise InputError(
-            f"{side}: holds answers of {was}, this is {head['model']} on {head['device']}; move the file away, or choose "
-            "another --out"
-        )
+        was, now = (f"model {line.get('model')} on {line.get('device')}" for line in (lines[0], head))
+        raise InputError(f"{side}: holds answers of {was}, this is {now}; move the file away, or choose another --out")
     return {line["id"]: line for line in lines[1:]}
 
 

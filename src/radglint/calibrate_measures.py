@@ -64,7 +64,7 @@ def quality_table(locals_: Mapping[str, tuple[LocalCalibration, ModalityCalibrat
             notes += [f"{modality} {concept}: {record.note}"] if record.note else []
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    after = "After: each image judged by a map fitted on other patients. Sensitivity and specificity: of patients."
+    after = "After: each image judged by a map fitted on other patients. Sensitivity and specificity: of one image of each patient."
     return "\n".join([*lines, "", after, *notes])
 
 

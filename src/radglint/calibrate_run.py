@@ -1,9 +1,9 @@
 """`radglint calibrate`: ask a manifest's images, fit, and write a new checkpoint folder, whole or not at all.
 
-    manifest --rows_for--> images the model can be asked      one part of it, frontal views
-    images --answer_rows--> raw scores                        once each, kept beside the new folder
-    scores, labels --calibrate_scores--> calibration          see `calibrate`
-    all of it --save_checkpoint--> the new folder             weights and prompts as they were
+1. manifest --rows_for--> images the model can be asked: one part of it, frontal views
+2. images --answer_rows--> raw scores, once each, kept beside the new folder
+3. scores, labels --calibrate_scores--> calibration, see `calibrate`
+4. all of it --save_checkpoint--> the new folder; weights and prompts as they were
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def calibrate(
     answerer = GlintAnswerer(checkpoint, choose_device(device))
     where = f"{answerer.device.type}, {str(answerer.dtype).removeprefix('torch.')}"
     rows, remarks = rows_for(rows, checkpoint, manifest)
-    labels, left = _labels(rows, checkpoint)
+    labels, left = _labels(rows, checkpoint, answerer)
     remarks += left
     rows = [row for row in rows if set(labels.get(row.modality, {}).values()) & set(labels_of(row))]
     if not rows:
@@ -138,7 +138,8 @@ def rows_for(
     others = Counter("lateral" if row.modality in answers else row.modality for row in rows if row not in kept)
     remarks = [f"{count} images left out: {kind}, which the model does not answer" for kind, count in others.items()]
     if not kept:
-        raise InputError(f"{manifest}: no image for {checkpoint.name}, which answers {', '.join(answers)}; {remarks[0]}")
+        which = f"{checkpoint.name}, which answers {', '.join(answers)}"
+        raise InputError(f"{manifest}: no image for {which}; {remarks[0]}")
     return kept, remarks
 
 
@@ -146,15 +147,23 @@ def _check_classes(wishes: Wishes, checkpoint: Checkpoint) -> None:
     known = {concept for maps in checkpoint.calibration.modalities.values() for concept in maps.presence}
     wrong = sorted(set(wishes.prevalence) - known - {""})
     if wrong:
-        raise InputError(f"prevalence: {checkpoint.name} does not know {', '.join(wrong)}; it knows {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known))
+        raise InputError(f"prevalence: {checkpoint.name} does not know {', '.join(wrong)}; it knows {names}")
 
 
-def _labels(rows: Sequence[ManifestRow], checkpoint: Checkpoint) -> tuple[dict[str, dict[str, str]], list[str]]:
+def _labels(
+    rows: Sequence[ManifestRow], checkpoint: Checkpoint, answerer: GlintAnswerer
+) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Modality to concept to label, only where there is one; and remarks on labels left out."""
     found, remarks = {}, []
     for modality in sorted({row.modality for row in rows}):
         names = {label for row in rows if row.modality == modality for label in labels_of(row)}
         taken, left = concepts_of_labels(sorted(names), checkpoint.calibration.modalities[modality], checkpoint.prompts)
+        asked = answerer.concepts_of(list(taken)) if taken else []
+        for concept, as_asked in zip(taken, asked, strict=True):
+            if as_asked != concept:  # a bank that lacks the concept's own name
+                left[taken[concept]] = f"asked by that name, the model takes it for {as_asked or 'out of scope'}"
+        taken = {concept: label for concept, label in taken.items() if label not in left}
         found |= {modality: taken} if taken else {}
         reasons: dict[str, list[str]] = {}
         for label, reason in left.items():

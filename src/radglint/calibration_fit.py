@@ -1,7 +1,7 @@
 """The mathematics of a calibration: score maps, thresholds with a promise, conformal sets. No files, no model.
 
-Maps are fitted on images, promises are made on patients: images of one patient are not independent, so a patient counts
-once, with the score that is worst for the promise. Scores enter promises by their order alone, and every map rises
+Maps are fitted on images, promises are made on patients: images of one patient are not independent, so each patient
+enters with one image, drawn at random, and what is promised holds for an image of a new patient. Scores enter promises by their order alone, and every map rises
 strictly; so the same cases may fit the map and the promise, and the promise holds whatever the map.
 """
 
@@ -23,7 +23,7 @@ from radglint.score_maps import KnotMap, LogisticMap, ScoreMap
 
 CONFIDENCE = 0.95
 FOLDS = 5
-ISOTONIC_LEAST = 100  # present, and absent, from which `auto` considers a map with as many parameters as there are steps
+ISOTONIC_LEAST = 100  # present, and absent, from which `auto` considers isotonic: it has as many parameters as steps
 TILT = 0.01  # share of the straight line's slope that an isotonic map rises by where the fit is flat
 MAX_STEPS = 100
 
@@ -52,7 +52,8 @@ class ClassCases:
         if len(set(shapes)) != 1 or len(shapes[0]) != 1:
             raise InputError(f"calibration: expected three lists of one length, got the shapes {shapes}")
         if self.present.dtype != np.bool_:
-            raise InputError(f"calibration: expected present as bool, got {self.present.dtype}; leave uncertain ones out")
+            got = self.present.dtype
+            raise InputError(f"calibration: expected present as bool, got {got}; leave uncertain ones out")
         if not np.isfinite(self.scores).all():
             raise InputError("calibration: a score is not finite; leave out the images that the model could not read")
 
@@ -72,23 +73,23 @@ class ClassCases:
         return float(self.present.mean()) if len(self.present) else 0.0
 
     @cached_property
-    def lowest_present(self) -> np.ndarray:
-        """Rising: per patient with the finding, the lowest score of its images with it."""
-        return _worst(self.scores[self.present], self.patients[self.present], np.minimum)
+    def one_present(self) -> np.ndarray:
+        """Rising: of each patient with the finding, the score of one image with it."""
+        return _one_each(self.scores[self.present], self.patients[self.present])
 
     @cached_property
-    def highest_absent(self) -> np.ndarray:
-        """Rising: per patient with an image without the finding, the highest score of those images."""
-        return _worst(self.scores[~self.present], self.patients[~self.present], np.maximum)
+    def one_absent(self) -> np.ndarray:
+        """Rising: of each patient with an image without the finding, the score of one such image."""
+        return _one_each(self.scores[~self.present], self.patients[~self.present])
 
 
-def _worst(scores: np.ndarray, patients: np.ndarray, worst: np.ufunc) -> np.ndarray:
-    if not len(scores):
-        return np.empty(0)
-    _, owner = np.unique(patients.astype(str), return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    starts = np.flatnonzero(np.diff(owner[order], prepend=-1))
-    return np.sort(worst.reduceat(scores[order], starts))
+def _one_each(scores: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """One score of each patient, rising; the same draw for the same cases, in whatever order they come."""
+    names, owner, counts = np.unique(patients.astype(str), return_inverse=True, return_counts=True)
+    by_patient = np.lexsort((scores, owner))
+    first = np.cumsum(counts) - counts
+    drawn = np.random.default_rng(0).integers(counts) if len(names) else counts
+    return np.sort(scores[by_patient[first + drawn]])
 
 
 # --- maps ---------------------------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def prior_shift(fitted: float, wanted: float) -> float:
 def exact_rate(hits: int, count: int, confidence: float = CONFIDENCE) -> Rate:
     """A share with its exact two-sided interval (Clopper and Pearson 1934).
 
-    Naive form: the rates at which `hits` or more, and `hits` or fewer, of `count` have probability (1 - confidence) / 2.
+    Naive form: the rates at which `hits` or more, and `hits` or fewer, of `count` have chance (1 - confidence) / 2.
     """
     tail = (1 - confidence) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
@@ -304,7 +305,7 @@ def cut_for(goal: str, wanted: float, cases: ClassCases) -> float:
 
     Args:
         goal: "sensitivity" or "specificity".
-        wanted: the rate, met on new patients of the same kind with 95 % confidence.
+        wanted: the rate, met on images of new patients of the same kind with 95 % confidence.
         cases: labelled cases.
 
     Returns:
@@ -313,7 +314,7 @@ def cut_for(goal: str, wanted: float, cases: ClassCases) -> float:
     Raises:
         InputError: too few patients to promise it; the message says how many are needed.
     """
-    worst = cases.lowest_present if goal == "sensitivity" else -cases.highest_absent[::-1]
+    worst = cases.one_present if goal == "sensitivity" else -cases.one_absent[::-1]
     misses = allowed_misses(len(worst), wanted)
     if misses < 0:
         kind = "with" if goal == "sensitivity" else "without"
@@ -321,8 +322,8 @@ def cut_for(goal: str, wanted: float, cases: ClassCases) -> float:
             f"{goal} {wanted:g} cannot be promised: {least_patients(wanted)} patients {kind} the finding are needed, "
             f"there are {len(worst)}"
         )
-    edge = float(worst[misses])
-    return between(cases.scores, edge, below=True) if goal == "sensitivity" else between(cases.scores, -edge, below=False)
+    below = goal == "sensitivity"
+    return between(cases.scores, float(worst[misses] if below else -worst[misses]), below=below)
 
 
 def conformal_cuts(alpha: float, cases: ClassCases) -> tuple[float, float]:
@@ -336,12 +337,12 @@ def conformal_cuts(alpha: float, cases: ClassCases) -> tuple[float, float]:
 
     Reference: Vovk, Gammerman, Shafer 2005, "Algorithmic learning in a random world", Mondrian predictors.
     """
-    present, absent = cases.lowest_present, cases.highest_absent
+    present, absent = cases.one_present, cases.one_absent
     ranks = [math.floor(alpha * (len(part) + 1) + 1e-9) for part in (present, absent)]
     if min(ranks) < 1:
         raise InputError(
-            f"abstention with alpha {alpha:g} needs {math.ceil(1 / alpha - 1 - 1e-9)} patients with and as many without "
-            f"the finding, there are {len(present)} and {len(absent)}"
+            f"abstention with alpha {alpha:g} needs {math.ceil(1 / alpha - 1 - 1e-9)} patients with and as many "
+            f"without the finding, there are {len(present)} and {len(absent)}"
         )
     low = between(cases.scores, float(present[ranks[0] - 1]), below=True)
     return low, between(cases.scores, float(absent[len(absent) - ranks[1]]), below=False)

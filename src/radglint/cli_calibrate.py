@@ -29,8 +29,9 @@ def add_calibrate(commands: Any) -> None:
     goal.add_argument("--sensitivity", metavar="S", type=_share, help="thresholds that promise it, 0.9 for 90 %%")
     goal.add_argument("--specificity", metavar="S", type=_share, help="thresholds that promise it")
     parser.add_argument(
-        "--alpha", metavar="A", type=_share, help="abstain, so that of the present, and of the absent, at most A are lost"
-    )
+        "--alpha", metavar="A", type=_share,
+        help="abstain, so that of the present, and of the absent, at most the share A is called the other",
+    )  # fmt: skip
     parser.add_argument(
         "--prevalence", metavar="[CLASS=]P", type=_prevalence, action="append", default=[],
         help="give probabilities as they would be where P of the cases have the finding; may be given several times",
@@ -57,7 +58,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         print(remark, file=sys.stderr)
     print(outcome.to_table())
     print(f"\ncalibrated: {outcome.folder} ({outcome.fingerprint}); use it with --model, or `radglint models import`")
-    print(f"scores kept in {outcome.answers}, with the manifest's ids; with them no image is asked again; delete at will")
+    print(f"scores, by the manifest's ids: {outcome.answers}; with them no image is asked again; delete at will")
 
 
 def _by_class(given: list[tuple[str, float]]) -> dict[str, float]:

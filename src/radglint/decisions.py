@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class Rate(_Strict):
-    """A share of patients, with its exact (Clopper-Pearson) 95 % interval.
+    """A share of patients, one image of each, with its exact (Clopper-Pearson) 95 % interval.
 
     Attributes:
         share: the point estimate.
@@ -43,7 +43,7 @@ class Threshold(_Strict):
     Attributes:
         probability: present from here on.
         goal: what was asked for.
-        wanted: its value; met on new cases of the same kind with 95 % confidence.
+        wanted: its value; met on an image of a new patient of the same kind with 95 % confidence.
         sensitivity: share of patients with the finding at or above the threshold.
         specificity: share of patients without it below.
     """

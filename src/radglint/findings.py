@@ -152,8 +152,8 @@ class Finding:
         low, high = self.abstention.undecided
         marked = ", and so is what is marked" if self.is_marked else ""
         inside = f"lies between {low:.3g} and {high:.3g}, where labelled cases were not told apart"
-        threshold = f"is not judged alike by the threshold {self.threshold:.3g} and by the range {low:.3g} to {high:.3g}"
-        reason = inside if low <= self.probability <= high else threshold
+        against = f"is judged otherwise by the threshold {self.threshold:.3g} than by the range {low:.3g} to {high:.3g}"
+        reason = inside if low <= self.probability <= high else against
         return f"uncertain{marked}: probability {self.probability:.3f} {reason}"
 
     @property

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 
 from radglint.checkpoint import Checkpoint, ModalityCalibration
@@ -33,8 +32,8 @@ from radglint.place import place_of, place_prior
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
-from radglint.score_maps import LogisticMap, ScoreMap, probability
 from radglint.scope import ConceptIndex
+from radglint.score_maps import LogisticMap, ScoreMap, probability
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
@@ -185,6 +184,12 @@ class GlintAnswerer:
     def _trunk(self, slices: torch.Tensor, modality: Modality) -> torch.Tensor:
         """`depth height width` pixels to `1 depth patches embed` tokens."""
         return self.model.branch_features(slices[None].to(self.device, self.dtype), modality).tokens
+
+    @torch.inference_mode()
+    def concepts_of(self, phrases: Sequence[str]) -> list[str | None]:
+        """The known concept that each phrase is taken for; None where it is out of scope."""
+        least = self.calibration.scope_threshold
+        return [concept if similarity >= least else None for concept, similarity in self._concepts.nearest(phrases)]
 
     @torch.inference_mode()
     def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float | None) -> list[Finding]:

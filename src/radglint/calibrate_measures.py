@@ -12,9 +12,9 @@ from radglint.calibration_record import ClassRecord, LocalCalibration, Quality
 from radglint.checkpoint import ModalityCalibration
 from radglint.decisions import Threshold
 from radglint.evaluation.bootstrap import auroc_statistic, bootstrap
+from radglint.evaluation.calibration import brier, ece, log_loss
 from radglint.evaluation.classification import auroc
 
-BINS = 15
 DRAWS = 1000
 HEADER = (
     "", "class", "n", "present", "method", "AUROC (95 %)", "ECE", "Brier", "log loss", "threshold", "sensitivity",
@@ -29,20 +29,12 @@ def measure(logits: np.ndarray, cases: ClassCases) -> Quality:
         logits: float64 `cases`.
         cases: the labels, and the scores.
     """
-    p, labels = expit(logits), cases.present.astype(np.float64)
+    p = expit(logits)
     both = bool(cases.present.any() and not cases.present.all())
     return Quality(
         auroc=auroc(cases.scores, cases.present) if both else None,
-        ece=ece(p, labels), brier=float(np.mean((p - labels) ** 2)),
-        log_loss=float(np.mean(np.logaddexp(0.0, logits) - labels * logits)),
+        ece=ece(p, cases.present), brier=brier(p, cases.present), log_loss=log_loss(p, cases.present),
     )  # fmt: skip
-
-
-def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error in 15 bins of equal width."""
-    owner = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(owner, weights=probabilities - labels, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(labels))
 
 
 def auroc_interval(cases: ClassCases) -> tuple[float, float] | None:

@@ -33,8 +33,8 @@ class Phrase:
         text: in the reader's words, for example "small left pleural effusion"; for a class label, its name.
         label: the class that it belongs to, empty if none.
         boxes: half-open native boxes in pixels: (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1).
-        masks: where its mask lies, relative to the manifest: a PNG, a NIfTI, or `FILE.npz#K`, row K of its array `masks`.
-            Several are one mask together.
+        masks: where its mask lies, relative to the manifest: a PNG, a NIfTI, or `FILE.npz#K`, row K of its array
+            `masks`. Several are one mask together.
     """
 
     text: str
@@ -163,7 +163,7 @@ def _phrase(phrase: Phrase) -> dict[str, Any]:
 
 def _row(values: Mapping[str, Any]) -> ManifestRow:
     """A row of values that have no problem."""
-    found = dict(values)
+    found: dict[str, Any] = dict(values)
     found |= {name: str(values[name]) for name in NAMES if name in values}
     if "size_px" in found:
         found["size_px"] = tuple(found["size_px"])
@@ -174,4 +174,5 @@ def _row(values: Mapping[str, Any]) -> ManifestRow:
         )
         for phrase in found.get("phrases", ())
     ]  # fmt: skip
-    return ManifestRow(**found | {"phrases": tuple(phrases)})
+    found["phrases"] = tuple(phrases)
+    return ManifestRow(**found)

@@ -33,6 +33,9 @@ EXAMPLES = 5
 """Problems of one kind that the text shows; the JSON report has all."""
 
 _NO_REPORT = re.compile(r"[\W_]*(?:none|nan|null|n/?a|not available|no report)?[\W_]*", re.IGNORECASE)
+_CT_RATE_HINT = (
+    "; volumes of the first release of CT-RATE are stored values, `radglint data convert ct-rate-v1` writes them as HU"
+)
 _AFFINE_TOLERANCE_MM = 0.01
 
 
@@ -208,7 +211,8 @@ def _image_issues(
         advice = "the absolute path is gone, was the disk moved?" if Path(row.image).is_absolute() else "restore it"
         yield issue("error", "image", "missing image", f"{row.image}: no such file or folder; {advice}")
     elif "error" in record:
-        yield issue("error", "image", record["kind"], record["error"])
+        is_ct_rate = record["kind"] == "values are no HU" and row.dataset.startswith("ct-rate")
+        yield issue("error", "image", record["kind"], record["error"] + (_CT_RATE_HINT if is_ct_rate else ""))
     elif record["modality"] != row.modality:
         text = f"the manifest says {row.modality}, but {row.image} is a {record['modality']}; correct one of both"
         yield issue("error", "modality", "modality is not that of the pixels", text)
@@ -274,7 +278,7 @@ def _duplicate_issues(
                 text += f", but patient {other.patient or 'unknown'} instead of {row.patient or 'unknown'}"
             splits = {r.split for _, r in same} - {""}
             if len(splits) > 1:
-                text = f"{text}; it is in {other.split or 'no split'} here, in {row.split or 'no split'} there: keep one"
+                text = f"{text}; it is in {other.split or 'no split'} and {row.split or 'no split'}: keep one"
                 yield Issue("error", Problem(number, "image", "same image in two splits", text, other.id))
             else:
                 text = f"{text}; keep one of both"
@@ -302,7 +306,7 @@ def _report_issues(rows: Sequence[tuple[int, ManifestRow]]) -> Iterator[Issue]:
             yield Issue("note", Problem(0, "report", "no reports", text))
         return
     for number, row in empty:
-        text = f"expected a report as in other rows, got {(row.findings or row.impression or row.report)!r}; leave it out"
+        text = f"got {(row.findings or row.impression or row.report)!r}, other rows have a report; drop the row"
         yield Issue("warning", Problem(number, "report", "empty report", text, row.id))
 
 

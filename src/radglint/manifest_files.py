@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from radglint.errors import ConfigError, InputError
-from radglint.manifest_problems import COLUMNS, REQUIRED, ManifestError, Problem, misspelt_column
+from radglint.manifest_problems import COLUMNS, REQUIRED, Problem, misspelt_column
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 LABEL_PREFIX = "label:"
 
 _NESTED = {"labels": dict, "phrases": list, "size_px": list, "extra": dict}
 _SECTIONS = ("findings", "impression")
-_LABEL_CELLS = {"1": "present", "1.0": "present", "0": "absent", "0.0": "absent", "-1": "uncertain", "-1.0": "uncertain"}
-_WIDE_ENCODINGS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
+_LABEL_CELLS = {"1": "present", "0": "absent", "-1": "uncertain"}
+_WIDE_ENCODINGS = {
+    b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+}  # fmt: skip
 
 
 @dataclass
@@ -51,7 +53,7 @@ def read_raw(path: Path) -> RawRows:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: expected a manifest {', '.join(SUFFIXES)}, got {suffix or 'no suffix'!r}; convert it")
+        raise ConfigError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; convert the manifest")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -71,7 +73,7 @@ def decode(path: Path, content: bytes) -> str:
     Raises:
         ConfigError: another encoding; it names it or the first bad line.
     """
-    for mark, name in _WIDE_ENCODINGS:
+    for mark, name in _WIDE_ENCODINGS.items():
         if content.startswith(mark):
             raise ConfigError(f"{path}: expected UTF-8, got {name}; save it as UTF-8")
     try:
@@ -95,17 +97,18 @@ def _read_jsonl(text: str) -> RawRows:
         if isinstance(value, dict):
             raw.rows.append((number, _from_object(number, value, raw.problems)))
         else:
-            hint = "; a JSON array is no JSONL: one object a line, no brackets around" if isinstance(value, list) else ""
-            text_ = f"expected one JSON object a line, got {type(value).__name__}{hint}"
-            raw.problems.append(Problem(number, "", "no JSON object", text_))
+            hint = "; take the array's brackets and commas away" if isinstance(value, list) else ""
+            what = f"expected one JSON object a line, got {type(value).__name__}{hint}"
+            raw.problems.append(Problem(number, "", "no JSON object", what))
     return raw
 
 
 def _json_problem(number: int, line: str, error: Exception, is_last: bool) -> Problem:
     if is_last and line.lstrip().startswith("{") and not line.rstrip().endswith("}"):
-        return Problem(number, "", "truncated JSON", f"the last line is cut off ({error}); write or copy the file again")
+        return Problem(number, "", "truncated JSON", f"the last line is cut off ({error}); copy the file again")
     if line.strip() in ("[", "{"):
-        return Problem(number, "", "no JSONL", f"expected one whole JSON object a line, got {line.strip()!r}; put each on a line")
+        text = f"expected one whole JSON object a line, got {line.strip()!r}; put each on a line of its own"
+        return Problem(number, "", "no JSONL", text)
     return Problem(number, "", "not JSON", f"not JSON ({error}); expected one object a line")
 
 
@@ -171,7 +174,7 @@ def _read_csv(path: Path, text: str) -> tuple[list[str], Iterator[list[Any]]]:
     try:
         table = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
-        raise ConfigError(f"{path}: not CSV ({error}); a quote is open or doubled wrongly, save the table again") from error
+        raise ConfigError(f"{path}: not CSV ({error}); is a quote open or doubled? Save the table again") from error
     finally:
         csv.field_size_limit(limit)
     header = table[0]
@@ -210,7 +213,7 @@ def _flat(path: Path, header: list[str], table: Iterator[list[Any]], number_of_f
     """Rows of a table; problems of the header are said once."""
     raw = RawRows(problems=_header_problems(header))
     raw.absent = tuple(column for column in REQUIRED if column not in header)
-    known = [name if name in COLUMNS or name.startswith(LABEL_PREFIX) or not misspelt_column(name) else "" for name in header]
+    known = ["" if _misspelt(name) else name for name in header]
     for number, cells in enumerate(table, start=number_of_first):
         if len(cells) == len(header):
             raw.rows.append((number, _from_cells(number, dict(zip(known, cells, strict=True)), raw.problems)))
@@ -222,6 +225,11 @@ def _flat(path: Path, header: list[str], table: Iterator[list[Any]], number_of_f
     return raw
 
 
+def _misspelt(name: str) -> str | None:
+    """The column that the name of a table's column misspells."""
+    return None if name in COLUMNS or name.startswith(LABEL_PREFIX) else misspelt_column(name)
+
+
 def _header_problems(header: list[str]) -> list[Problem]:
     problems = []
     for column in REQUIRED:
@@ -229,7 +237,7 @@ def _header_problems(header: list[str]) -> list[Problem]:
             text = f"the column is missing; the file has {', '.join(header)!s:.200}"
             problems.append(Problem(1, column, "missing column", text))
     for name, count in Counter(header).items():
-        meant = None if name in COLUMNS or name.startswith(LABEL_PREFIX) else misspelt_column(name)
+        meant = _misspelt(name)
         if not name.strip():
             problems.append(Problem(1, "", "column without name", f"expected a name for each column, got {name!r}"))
         elif count > 1:
@@ -286,7 +294,7 @@ def _merge_labels(
         if not column.startswith(LABEL_PREFIX) or cell is None or cell == "":
             continue
         label = column.removeprefix(LABEL_PREFIX)
-        state = _LABEL_CELLS.get(str(cell).strip()) if not isinstance(cell, bool) else None
+        state = _LABEL_CELLS.get(str(cell).strip().removesuffix(".0")) if not isinstance(cell, bool) else None
         stated = values["labels"].get(label) if isinstance(values.get("labels"), dict) else None
         if state is None:
             text = f"expected 1, 0, -1 or nothing (present, absent, uncertain, unlabelled); got {cell!r}"
@@ -315,8 +323,7 @@ def raw_bytes(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
         raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; choose such a name")
     try:
         if suffix == ".jsonl":
-            text = "".join(_dumps(_to_object(row)) + "\n" for row in rows)
-            return text.encode("utf-8")
+            return "".join(jsonl_line(row) + "\n" for row in rows).encode("utf-8")
         table = [[_cell(row.get(column)) for column in COLUMNS] for row in rows]
         return _parquet_bytes(table) if suffix == ".parquet" else _csv_text(table).encode("utf-8")
     except (TypeError, ValueError, UnicodeEncodeError) as error:
@@ -325,6 +332,15 @@ def raw_bytes(path: Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def jsonl_line(row: Mapping[str, Any]) -> str:
+    """One line of a JSONL manifest, without its line end.
+
+    Args:
+        row: values by column, without problems; empty values left out.
+    """
+    return _dumps(_to_object(row))
 
 
 def _to_object(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ KNOWN_LABELS: frozenset[str] = frozenset(
     no finding, normal, abnormal, other lesion, other disease
     atelectasis, lobar atelectasis, cardiomegaly, consolidation, air space opacity, edema, oedema, pulmonary edema
     pulmonary oedema, effusion, pleural effusion, emphysema, fibrosis, pulmonary fibrosis, hernia, hiatal hernia
-    hiatus hernia, infiltration, infiltrate, mass, lung mass, nodule, lung nodule, pulmonary nodule, nodules, nodule/mass
-    pleural thickening, pneumonia, pneumothorax, enlarged cardiomediastinum, enlarged cardiomediastinal silhouette
-    cardiomediastinal enlargement, lung opacity, airspace opacity, lung lesion, lesion, fracture, support devices
+    hiatus hernia, infiltration, infiltrate, mass, lung mass, nodule, lung nodule, pulmonary nodule, nodules
+    nodule/mass, pleural thickening, pneumonia, pneumothorax, enlarged cardiomediastinum
+    enlarged cardiomediastinal silhouette, cardiomediastinal enlargement, lung opacity, airspace opacity
+    lung lesion, lesion, fracture, support devices
     pleural other, rib fracture, clavicle fracture, vertebral fracture, calcification, diffuse nodule, diffuse nodules
     aortic enlargement, aortic elongation, aortic atheromatosis, interstitial lung disease, interstitial pattern
     interstitial opacity, reticular pattern, ground-glass opacity, ground glass opacity, mediastinal shift
@@ -25,7 +26,7 @@ KNOWN_LABELS: frozenset[str] = frozenset(
     copd, copd signs, covid-19, viral pneumonia, bacterial pneumonia, pulmonary congestion, granuloma, scarring
     lymphadenopathy, mediastinal lymphadenopathy, adenopathy, pericardial effusion, medical material, medical device
     arterial wall calcification, coronary artery wall calcification, coronary calcification, bronchial wall thickening
-    peribronchial thickening, bronchiectasis, bronchiolectasis, bronchiolitis, bronchitis, tree-in-bud
+    peribronchial thickening, bronchiectasis, bronchiolectasis, bronchiolitis, bronchitis, tree-in-bud, tree in bud
     mosaic attenuation, mosaic attenuation pattern, interlobular septal thickening, septal thickening
     pulmonary fibrotic sequela, honeycombing, halo sign, reverse halo sign, crazy-paving
     pacemaker, chest tube, endotracheal tube, tracheal tube, feeding tube, nasogastric tube, tracheostomy tube

@@ -36,7 +36,7 @@ class Issue:
 
 
 def plain_patient(patient: str) -> str:
-    """An id without the decoration in which sets differ: p0010, patient10 and 00010 are one patient, valid_10 is not."""
+    """An id without what sets decorate it with: p0010, patient10 and 00010 are one patient, valid_10 is not."""
     name = patient.strip().lower()
     number = _PREFIXED_NUMBER.fullmatch(name)
     return number.group(1) if number else name
@@ -156,7 +156,7 @@ def _issue(mine: _Patient, other: _Patient, name: str, is_hint: bool) -> Issue |
 
 def _incomparable(name: str, dataset: str, other: str, num_here: int, num_there: int) -> Issue:
     text = (
-        f"none of {num_here} patients of {dataset} is among {num_there} of {other} in {name} by its id, but both sets hold "
-        "the same patients: if they name them differently, a leak cannot be ruled out"
+        f"none of {num_here} patients of {dataset} is among {num_there} of {other} in {name} by its id, but both sets "
+        "hold the same patients: if they name them differently, a leak cannot be ruled out"
     )
     return Issue("note", Problem(0, "patient", "related, but ids differ", text))

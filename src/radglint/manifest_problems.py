@@ -34,9 +34,10 @@ MAX_SHOWN = 50
 
 _MEANT = {
     "dx": "CXR", "cr": "CXR", "xray": "CXR", "x-ray": "CXR", "xr": "CXR", "chest ct": "CT", "training": "train",
-    "valid": "val", "validate": "val", "validation": "val", "dev": "val", "testing": "test", "lat": "LATERAL", "ll": "LATERAL",
-    "l": "LATERAL", "positive": "present", "1": "present", "true": "present", "yes": "present", "negative": "absent",
-    "0": "absent", "false": "absent", "no": "absent", "-1": "uncertain", "unsure": "uncertain", "doubtful": "uncertain",
+    "valid": "val", "validate": "val", "validation": "val", "dev": "val", "testing": "test", "lat": "LATERAL",
+    "ll": "LATERAL", "l": "LATERAL", "positive": "present", "1": "present", "true": "present", "yes": "present",
+    "negative": "absent", "0": "absent", "false": "absent", "no": "absent", "-1": "uncertain", "unsure": "uncertain",
+    "doubtful": "uncertain",
 }  # fmt: skip
 _COLUMN_OF = {
     "patient_id": "patient", "patientid": "patient", "subject_id": "patient", "study_id": "study", "label": "labels",
@@ -191,9 +192,9 @@ class RowCheck:
         elif not value.strip() or not value.isprintable():
             self.add(column, "bad path", f"expected a path, got {value!r}; name the file")
         elif "://" in value:
-            self.add(column, "address", f"expected a path, got the address {value!r}; download it, nothing is fetched here")
+            self.add(column, "address", f"expected a path, got an address, {value!r}; download it first")
         elif "\\" in value and os.sep == "/":
-            self.add(column, "backslashes", f"expected a path with /, got {value!r}; write {value.replace(chr(92), '/')!r}")
+            self.add(column, "backslashes", f"expected a path with /, got {value!r}; replace each backslash")
         elif value.startswith("~"):
             self.add(column, "bad path", f"expected a full path, got {value!r}; write the home folder out")
         elif not Path(value).is_absolute() and posixpath.normpath(value).split("/")[0] == "..":
@@ -237,7 +238,8 @@ class RowCheck:
                 self.add("labels", "label typo", problem)
             if state not in STATES or not isinstance(state, str):
                 hint = "; leave an unlabelled concept out" if state in (None, "") else _hint(state, STATES)
-                self.add(f"labels[{name!r}]", "unknown label state", f"expected {', '.join(STATES)}; got {_shown(state)}{hint}")
+                text = f"expected {', '.join(STATES)}; got {_shown(state)}{hint}"
+                self.add(f"labels[{name!r}]", "unknown label state", text)
         return value
 
     def _phrases(self, size: tuple[int, ...] | None, labels: Mapping[str, Any]) -> None:
@@ -254,7 +256,9 @@ class RowCheck:
             else:
                 self.add(where, "phrases are no list", f'expected {{"text": ...}}, got {_shown(phrase)}')
 
-    def _phrase(self, where: str, phrase: dict[str, Any], size: tuple[int, ...] | None, labels: Mapping[str, Any]) -> None:
+    def _phrase(
+        self, where: str, phrase: dict[str, Any], size: tuple[int, ...] | None, labels: Mapping[str, Any]
+    ) -> None:
         for key in phrase:
             if key not in _PHRASE_KEYS:
                 hint = _hint(key, _PHRASE_KEYS)
@@ -291,7 +295,7 @@ class RowCheck:
         if value is None:
             return ()
         if not isinstance(value, list | tuple):
-            self.add(f"{where}.{key}", "boxes or masks are no list", f"expected a list, got {_shown(value)}; put it in [ ]")
+            self.add(f"{where}.{key}", "boxes or masks are no list", f"expected a list, got {_shown(value)}")
             return ()
         return value
 
@@ -327,7 +331,7 @@ def whole_problems(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Proble
             seen = splits.setdefault((_plain(values.get("dataset")), patient), {})
             if seen and split not in seen:
                 other, row = next(iter(seen.items()))
-                text = f"patient {patient!r} is in {split} here and in {other} in row {row}; keep a patient in one split"
+                text = f"patient {patient!r} is in {split} here and in {other} in row {row}; keep it in one split"
                 problems.append(Problem(number, "patient", "patient in two splits", text, identity))
             seen.setdefault(split, number)
     return problems

@@ -55,7 +55,8 @@ def read_mask_file(path: Path) -> StoredMasks:
     except InputError:
         raise
     except Exception as error:  # whatever a decoder raises on a damaged file
-        raise InputError(f"{path}: the mask cannot be read ({' '.join(str(error).split())[:120]}); write it again") from error
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: the mask cannot be read ({reason}); write it again") from error
     raise InputError(f"{path}: expected a mask .png, .nii, .nii.gz or .npz; convert it")
 
 
@@ -67,7 +68,7 @@ def _npz(path: Path) -> np.ndarray:
             raise InputError(f"{path}: expected an array {ARRAY!r}, got {', '.join(arrays.files)}; rename it")
         masks = arrays[ARRAY]
     if masks.ndim not in (3, 4):
-        raise InputError(f"{path}: expected `masks height width` or `masks depth height width`, got shape {masks.shape}")
+        raise InputError(f"{path}: expected `masks [depth] height width`, got shape {masks.shape}; add the first axis")
     return masks > 0
 
 
@@ -75,8 +76,8 @@ def _png(path: Path) -> np.ndarray:
     from PIL import Image
 
     with Image.open(path, formats=("PNG",)) as picture:
-        values = np.asarray(picture)
-    return values[..., :3].any(axis=-1) if values.ndim == 3 else values > 0
+        values = np.asarray(picture.convert("RGB") if "A" in picture.mode else picture)
+    return (values > 0).max(axis=-1) if values.ndim == 3 else values > 0
 
 
 def _nifti(path: Path) -> StoredMasks:

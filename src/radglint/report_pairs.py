@@ -1,10 +1,11 @@
 """Image-report pairs on disk: manifests, and tar shards in the WebDataset layout.
 
-A manifest is JSONL, CSV or parquet; the last two are read by `manifest.read_manifest`. A JSONL line is a JSON object: `image` (a path, relative to the manifest), `report` (text, or an object with
-`findings` and `impression`), and optionally `id`, `modality` (CXR or CT) and `group` or `patient`; other keys, such as
-the facts and masks of a simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object
-without `image`) or KEY.txt (the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at
-random, so that a batch is a function of seed and step alone.
+A manifest is JSONL, CSV or parquet; the last two are read by `manifest.read_manifest`. A JSONL line is an object:
+`image` (a path, relative to the manifest), `report` (text, or an object with `findings` and `impression`), and
+optionally `id`, `modality` (CXR or CT), `split` and `group` or `patient`; other keys, such as the facts and masks of a
+simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object without `image`) or KEY.txt
+(the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at random, so that a batch is a
+function of seed and step alone.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _look(tasks: Sequence[tuple[Kind, Path]], workers: int) -> Iterator[Record]:
             yield from pool.map(look_at, tasks)
         except BrokenProcessPool as error:
             advice = "what was checked is kept; run again with --workers 1 to see which file it is"
-            raise InputError(f"a process died while decoding an image or mask (or ran out of memory); {advice}") from error
+            raise InputError(f"a process died while decoding (or ran out of memory); {advice}") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -165,7 +165,7 @@ def _image_record(path: Path) -> Record:
     if image.modality == "CT":
         share = float(np.mean(image.array < AIR_HU))
         if share < MIN_AIR_SHARE:
-            reasons.append(f"no air near -1000 HU ({100 * share:.2f} % of voxels below {AIR_HU:.0f}): are the values HU?")
+            reasons.append(f"no air near -1000 HU ({100 * share:.2f} % below {AIR_HU:.0f} HU): are the values HU?")
     return {
         "modality": image.modality, "shape": list(image.shape), "digest": pixel_digest(image.array),
         "affine": None if image.affine is None else image.affine.tolist(),

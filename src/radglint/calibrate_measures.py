@@ -20,6 +20,10 @@ HEADER = (
     "", "class", "n", "present", "method", "AUROC (95 %)", "ECE", "Brier", "log loss", "threshold", "sensitivity",
     "specificity", "abstained",
 )  # fmt: skip
+LEGEND = (
+    "ECE: 15 bins of equal width. After the arrow: each image judged by a map fitted on other patients.\n"
+    "Sensitivity and specificity: of one image of each patient, with the exact 95 % interval."
+)
 
 
 def measure(logits: np.ndarray, cases: ClassCases) -> Quality:
@@ -56,8 +60,7 @@ def quality_table(locals_: Mapping[str, tuple[LocalCalibration, ModalityCalibrat
             notes += [f"{modality} {concept}: {record.note}"] if record.note else []
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    after = "After: each image judged by a map fitted on other patients. Sensitivity and specificity: of one image of each patient."
-    return "\n".join([*lines, "", after, *notes])
+    return "\n".join([*lines, "", LEGEND, *notes])
 
 
 def _cells(record: ClassRecord, threshold: Threshold | None) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """The mathematics of a calibration: score maps, thresholds with a promise, conformal sets. No files, no model.
 
 Maps are fitted on images, promises are made on patients: images of one patient are not independent, so each patient
-enters with one image, drawn at random, and what is promised holds for an image of a new patient. Scores enter promises by their order alone, and every map rises
-strictly; so the same cases may fit the map and the promise, and the promise holds whatever the map.
+enters with one image, drawn at random, and what is promised holds for an image of a new patient. Scores enter promises
+by their order alone, and every map rises strictly; so the same cases may fit the map and the promise, and the promise
+holds whatever the map.
 """
 
 from __future__ import annotations

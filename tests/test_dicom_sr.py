@@ -73,7 +73,7 @@ def test_groups_of_a_ct(tmp_path: Path) -> None:
     for number, group in enumerate(groups, 1):
         assert findings[number - 1].query in group["Tracking Identifier"]
         assert group["Tracking Unique Identifier"] == seg.SegmentSequence[number - 1].TrackingUID
-        assert findings[number - 1].decision in group["Comment"]
+        assert findings[number - 1].verdict in group["Comment"]
         assert ("Referenced Segment" in group) == (number in (1, 4))
     assert groups[3]["Referenced Segment"].ReferencedSegmentNumber == 4
     assert groups[3]["Referenced Segment"].ReferencedSOPInstanceUID == seg.SOPInstanceUID

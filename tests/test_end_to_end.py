@@ -54,11 +54,11 @@ class Brightness:
         means = torch.nn.functional.avg_pool2d(torch.from_numpy(prepared.pixels)[:, None], 7)
         return EncodedImage(image, prepared.record, means.reshape(1, -1, 1), self.fingerprint)
 
-    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
+    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float | None) -> list[Finding]:
         level = 0.87 if encoded.image.modality == "CT" else 0.7
         logits = 40 * (encoded.tokens.numpy().reshape(encoded.record.grid_shape) - level)
         return [
-            Finding(q.text, q.phrase, q.assertion, 0.5, 0.9, threshold, logits, encoded.image, encoded.record)
+            Finding(q.text, q.phrase, q.assertion, 0.5, 0.9, threshold or 0.5, logits, encoded.image, encoded.record)
             for q in queries
         ]
 

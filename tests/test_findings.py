@@ -173,9 +173,9 @@ def test_present_without_any_place_says_so() -> None:
 
 def test_the_decision_names_a_contradicted_query() -> None:
     image = radiograph()
-    assert answer(image, upper_right(image), "no nodule").decision == "present, against the query"
-    assert answer(image, upper_right(image), "no nodule", probability=0.1).decision == "not found, as the query says"
-    assert answer(image, upper_right(image), "nodule", in_scope=False).decision == "not asked"
+    assert answer(image, upper_right(image), "no nodule").verdict == "present, against the query"
+    assert answer(image, upper_right(image), "no nodule", probability=0.1).verdict == "not found, as the query says"
+    assert answer(image, upper_right(image), "nodule", in_scope=False).verdict == "not asked"
 
 
 def test_one_threshold_serves_decision_and_mask() -> None:

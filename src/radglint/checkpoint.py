@@ -21,16 +21,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers.initialization import no_init_weights
 
+from radglint.calibration_record import LocalCalibration
+from radglint.decisions import Abstention, Threshold
 from radglint.density import DensityRange
 from radglint.errors import CheckpointError
 from radglint.fingerprint import check_outputs, probe_outputs, versions
 from radglint.model import GlintConfig, GlintModel
 from radglint.packing import Packing, pack_state, read_state
+from radglint.score_maps import LogisticMap, ScoreMap
 from radglint.stored_names import stored_names
 from radglint.writing import folder_transaction, output_errors, write_json, write_text
 
@@ -42,18 +53,12 @@ FINGERPRINT, PROVENANCE, CARD = "fingerprint.json", "provenance.json", "README.m
 HASHED_FILES = (CONFIG, WEIGHTS, TOKENIZER, PROMPTS, CALIBRATION)  # what decides an answer
 FILES = (*HASHED_FILES, FINGERPRINT, PROVENANCE, CARD)
 LICENCE_PARTS = ("code", "weights", "data")
+LOCAL_KEYS = frozenset({"thresholds", "abstention", "local"})  # of a modality's calibration; empty ones are not written
 AGAIN = "copy or download the checkpoint again"
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LogisticMap(_Strict):
-    """Raw value to logit: `slope * value + bias`."""
-
-    slope: FiniteFloat
-    bias: FiniteFloat
 
 
 class ModalityCalibration(_Strict):
@@ -66,14 +71,26 @@ class ModalityCalibration(_Strict):
         pixel_by_concept: the same for concepts that have one of their own.
         in_lungs: concepts that lie in the lungs only: their gate opens where the branch's place field says.
         density: concepts of a CT to the HU that they can have.
+        thresholds: concepts with a threshold of their own, chosen on labelled cases.
+        abstention: concepts that are not decided where labelled cases did not tell them apart.
+        local: the labelled cases behind all this, if `radglint calibrate` has changed anything.
     """
 
-    presence: dict[str, LogisticMap] = {}
+    presence: dict[str, ScoreMap] = {}
     presence_default: LogisticMap
     pixel: LogisticMap
     pixel_by_concept: dict[str, LogisticMap] = {}
     in_lungs: tuple[str, ...] = ()
     density: dict[str, DensityRange] = {}
+    thresholds: dict[str, Threshold] = {}
+    abstention: dict[str, Abstention] = {}
+    local: LocalCalibration | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without local calibration the same bytes, so the same fingerprint, as before there was any."""
+        document = handler(self)
+        return {key: value for key, value in document.items() if key not in LOCAL_KEYS or value}
 
 
 class Calibration(_Strict):

@@ -1,4 +1,4 @@
-"""The command line: `radglint ask | inspect | models | data | simulate | train | ablate | pretrain | demo`.
+"""The command line: `radglint ask | inspect | models | calibrate | data | simulate | train | ablate | pretrain | demo`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 the input cannot be used, with one line on
 stderr that says what to do; 1 our own fault; 130 interrupted. `RADGLINT_DEBUG=1` adds the traceback and the
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from radglint import cli_simulate
+from radglint.cli_calibrate import add_calibrate
 from radglint.cli_data import add_data
 from radglint.cli_evaluate import add_evaluate_commands
 from radglint.errors import InputError, OutputError, QueryError
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     _add_inspect(commands)
     _add_models(commands)
+    add_calibrate(commands)
     add_data(commands)
     cli_simulate.add_command(commands)
     _add_demo(commands)
@@ -110,7 +112,8 @@ def _add_ask(commands: Any) -> None:
     ask.add_argument("--json", action="store_true", help="print one JSON document")
     ask.add_argument("--model", metavar="NAME|PATH", default=None, help="default: nano; see `radglint models list`")
     ask.add_argument(
-        "--threshold", metavar="T", type=_probability, help="present from this probability on (default 0.5)"
+        "--threshold", metavar="T", type=_probability,
+        help="present from this probability on (default: what the model was calibrated to, else 0.5)",
     )
     ask.add_argument("--series", metavar="S", help="DICOM series: its UID or number, where a folder holds several")
     ask.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")

@@ -19,6 +19,7 @@ PRESENT = Code("52101004", "SCT", "Present")
 ABSENT = Code("272519000", "SCT", "Absent")
 SUSPECTED = Code("415684004", "SCT", "Suspected")
 UNKNOWN = Code("261665006", "SCT", "Unknown")
+EQUIVOCAL = Code("42425007", "SCT", "Equivocal")
 FINDING_CONTEXT = Code("408729009", "SCT", "Finding context")
 
 LOCAL_SCHEME = "99RADGLINT"
@@ -29,6 +30,7 @@ CT_OF_CHEST = Code("169069000", "SCT", "CT of chest")
 PLAIN_CHEST_RADIOGRAPH = Code("399208008", "SCT", "Plain chest X-ray")
 
 ASSERTIONS = {"present": PRESENT, "absent": ABSENT, "uncertain": SUSPECTED}
+DECISIONS = {"present": PRESENT, "absent": ABSENT, "uncertain": EQUIVOCAL, "out of scope": UNKNOWN}
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def tracking(findings: Findings, position: int) -> tuple[str, str]:
 def uids(findings: Findings, source: DicomSource, *content: str) -> Callable[[str], UID]:
     """A function from a role, such as "series", to a UID that follows from the content alone."""
     answers = [f"{f.query}|{f.assertion}|{f.score!r}|{f.probability!r}|{f.threshold!r}|{f.in_scope}" for f in findings]
+    answers += [f"{f.decision}|{f.mask_level!r}" for f in findings if f.is_calibrated]
     parts = ["radglint", software_version(), findings.model_name, findings.model_fingerprint, *answers, *content]
     parts += [dataset.SOPInstanceUID for dataset in source.datasets]
     return lambda role: generate_uid(entropy_srcs=[*parts, role])
@@ -110,15 +111,21 @@ def software_version() -> str:
 
 def parameters(findings: Findings, finding: Finding) -> dict[str, str]:
     """What the model was run with."""
-    return {"model fingerprint": findings.model_fingerprint, "threshold": f"{finding.threshold:g}"}
+    known = {"model fingerprint": findings.model_fingerprint, "threshold": f"{finding.threshold:g}"}
+    if finding.threshold_source:
+        known["threshold source"] = finding.threshold_source
+    if finding.abstention is not None:
+        known["undecided"] = "{:g} to {:g}".format(*finding.abstention.undecided)
+    return known
 
 
 def describe_answer(finding: Finding) -> str:
     """The answer to one query in a sentence."""
     remark = f"; {finding.remark}" if finding.remark else ""
+    source = f" ({finding.threshold_source})" if finding.threshold_source else ""
     return (
-        f"Query: {finding.query}. Asked as {finding.assertion}. Decision: {finding.decision}, "
-        f"probability {finding.probability:.3f}, threshold {finding.threshold:g}{remark}."
+        f"Query: {finding.query}. Asked as {finding.assertion}. Decision: {finding.verdict}, "
+        f"probability {finding.probability:.3f}, threshold {finding.threshold:g}{source}{remark}."
     )
 
 

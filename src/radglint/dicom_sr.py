@@ -244,10 +244,8 @@ def _measurements(finding: Finding) -> list[Any]:
 
 
 def _decision(finding: Finding) -> Code:
-    """Present, absent, or unknown where the model cannot be asked."""
-    if not finding.in_scope:
-        return concepts.UNKNOWN
-    return concepts.PRESENT if finding.present else concepts.ABSENT
+    """Present, absent, equivocal where the model abstains, or unknown where it cannot be asked."""
+    return concepts.DECISIONS[finding.decision]
 
 
 def _decimal(value: float) -> float:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from radglint import localize, render, writing
+from radglint.decisions import Abstention, Decision, decide
 from radglint.density import DensityRange
 from radglint.errors import InputError, OutputError
 from radglint.image import MedicalImage
@@ -47,13 +48,16 @@ class Finding:
         assertion: "present", "absent" or "uncertain", as the query states it.
         score: raw cosine similarity, in [-1, 1].
         probability: calibrated probability that the phrase is present, in [0, 1].
-        threshold: present from this probability on; serves decision and mask alike.
+        threshold: present from this probability on; serves decision and mask alike unless `mask_threshold` is given.
         in_scope: whether the model can be asked this; if not, nothing is marked.
         note: a remark of the model, for example why it is out of scope.
         token_logits: calibrated logit per token, float32 of shape `record.grid_shape`.
         image: the native image.
         record: brings token maps to the native grid.
         density: on a CT, the HU that the finding can have; voxels outside are marked down.
+        threshold_source: where the threshold comes from, if the model was calibrated for this finding; else empty.
+        mask_threshold: voxels are marked from this probability on; None = `threshold`.
+        abstention: where the model does not decide, if it was calibrated to abstain.
     """
 
     query: str
@@ -68,6 +72,9 @@ class Finding:
     in_scope: bool = True
     note: str = ""
     density: DensityRange | None = None
+    threshold_source: str = ""
+    mask_threshold: float | None = None
+    abstention: Abstention | None = None
 
     def __post_init__(self) -> None:
         """Refuse a finding whose parts do not belong together."""
@@ -76,18 +83,39 @@ class Finding:
                 f"{self.image.path}: the preprocessing record is of an image of shape {self.record.native_shape}, "
                 f"this one has {self.image.shape}; preprocess this image"
             )
-        if not 0.0 <= self.threshold <= 1.0:
-            raise InputError(f"threshold must be a probability from 0 to 1, got {self.threshold}")
+        for level in (self.threshold, self.mask_level):
+            if not 0.0 <= level <= 1.0:
+                raise InputError(f"threshold must be a probability from 0 to 1, got {level}")
+
+    @property
+    def mask_level(self) -> float:
+        """The probability from which a voxel is marked."""
+        return self.threshold if self.mask_threshold is None else self.mask_threshold
+
+    @property
+    def decision(self) -> Decision:
+        """What the model says of the phrase, whatever the query asserts: see `decisions.decide`."""
+        if not self.in_scope:
+            return "out of scope"
+        return decide(self.probability, self.threshold, self.abstention)
 
     @property
     def present(self) -> bool:
-        """Whether the phrase is found: in scope and at or above the threshold, whatever the query asserts."""
-        return self.in_scope and self.probability >= self.threshold
+        """Whether the phrase is found: in scope, at or above the threshold and not abstained from."""
+        return self.decision == "present"
 
     @property
     def is_marked(self) -> bool:
-        """Whether the mask may hold anything: present, and not asked as absent."""
-        return self.present and self.assertion != "absent"
+        """Whether the mask may hold anything: in scope, at or above the threshold, and not asked as absent.
+
+        Also where the model abstains: the place is then as uncertain as the finding, and every output says so.
+        """
+        return self.in_scope and self.probability >= self.threshold and self.assertion != "absent"
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a local calibration has a say in the decision; only then is its part in the outputs."""
+        return bool(self.threshold_source) or self.abstention is not None
 
     @cached_property
     def peak(self) -> localize.Peak | None:
@@ -111,25 +139,49 @@ class Finding:
 
     @property
     def remark(self) -> str:
-        """The note, or else why the mask is empty; empty text where there is nothing to say."""
-        if self.note:
-            return self.note
-        if self.is_marked:
-            return "" if self._measured.count else "present, but no place on its own reaches the threshold: empty mask"
+        """The note, why the model abstains, or why the mask is empty; empty text where there is nothing to say."""
         if not self.in_scope:
-            return "outside what this model can be asked, so nothing is marked"
+            return self.note or "outside what this model can be asked, so nothing is marked"
+        return "; ".join(part for part in (self._doubt, self.note or self._empty_mask) if part)
+
+    @property
+    def _doubt(self) -> str:
+        """Why the model abstains, if it does."""
+        if self.decision != "uncertain" or self.abstention is None:
+            return ""
+        low, high = self.abstention.undecided
+        marked = ", and so is what is marked" if self.is_marked else ""
+        inside = f"lies between {low:.3g} and {high:.3g}, where labelled cases were not told apart"
+        against = f"is judged otherwise by the threshold {self.threshold:.3g} than by the range {low:.3g} to {high:.3g}"
+        reason = inside if low <= self.probability <= high else against
+        return f"uncertain{marked}: probability {self.probability:.3f} {reason}"
+
+    @property
+    def _empty_mask(self) -> str:
+        """Why nothing is marked, if so."""
+        if self.is_marked:
+            what = "present, but no place" if self.present else "no place"
+            return "" if self._measured.count else f"{what} on its own reaches the threshold: empty mask"
         if self.assertion == "absent":
             return "asked as absent: the probability is that of the finding, and no mask is drawn"
         return f"probability {self.probability:.3f} is below the threshold {self.threshold:g}, so the mask is empty"
 
     @property
-    def decision(self) -> str:
+    def verdict(self) -> str:
         """The decision in words; for a negated query also whether it agrees with what was asked."""
         if not self.in_scope:
             return "not asked"
+        if self.decision == "uncertain":
+            return "uncertain"
         if self.assertion == "absent":
             return "present, against the query" if self.present else "not found, as the query says"
         return "present" if self.present else "not found"
+
+    @property
+    def threshold_words(self) -> str:
+        """The threshold, and where it comes from if a local calibration has a say: "0.31 (calibrated for ...)"."""
+        source = f" ({self.threshold_source})" if self.threshold_source else ""
+        return f"{self.threshold:.2f}{source}"
 
     @property
     def where(self) -> str:
@@ -175,7 +227,7 @@ class Finding:
         """Where the finding is.
 
         Args:
-            threshold: probability that decides on presence and on every voxel; by default the finding's own.
+            threshold: probability that decides on presence and on every voxel; by default the finding's own ones.
 
         Returns:
             bool on the native grid; empty if the query is negated or out of scope, or the probability is below the
@@ -184,10 +236,10 @@ class Finding:
         Raises:
             InputError: the threshold is not in [0, 1].
         """
-        level = self.threshold if threshold is None else threshold
+        least, level = (self.threshold, self.mask_level) if threshold is None else (threshold, threshold)
         if not 0.0 <= level <= 1.0:
             raise InputError(f"threshold must be a probability from 0 to 1, got {level}")
-        if not self.in_scope or self.assertion == "absent" or not self.probability >= level:
+        if not self.in_scope or self.assertion == "absent" or not self.probability >= least:
             return np.zeros(self.image.shape, dtype=bool)
         return localize.threshold_mask(self.token_logits, self.record, level, self._lowering)
 
@@ -234,7 +286,7 @@ class Finding:
             mask: path of the written mask, if there is one.
         """
         size = ("area_px", self.area_px) if self.image.affine is None else ("volume_ml", _number(self.volume_ml))
-        return {
+        document = {
             "query": self.query,
             "assertion": self.assertion,
             "score": _number(self.score),
@@ -246,6 +298,17 @@ class Finding:
             size[0]: size[1],
             "threshold": _number(self.threshold),
             "note": self.remark,
+        }
+        return document | (self._local_part() if self.is_calibrated else {})
+
+    def _local_part(self) -> dict[str, Any]:
+        """What a local calibration adds to `to_dict`."""
+        undecided = None if self.abstention is None else [_number(end) for end in self.abstention.undecided]
+        return {
+            "decision": self.decision,
+            "threshold_source": self.threshold_source,
+            "mask_threshold": _number(self.mask_level),
+            "undecided": undecided,
         }
 
 
@@ -338,11 +401,13 @@ class Findings(Sequence[Finding]):
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_table(self) -> str:
-        """A readable table: query, assertion, probability, decision, where, note."""
-        rows = [("query", "asked as", "probability", "decision", "where", "note")]
+        """A readable table: query, assertion, probability, threshold if calibrated, decision, where, note."""
+        local = any(f.is_calibrated for f in self)
+        rows = [("query", "asked as", "probability", *(("threshold",) if local else ()), "decision", "where", "note")]
         for f in self:
             query, chance = writing.cut(f.query, 48), f"{f.probability:.2f}"
-            rows.append((query, f.assertion, chance, f.decision, f.where or "-", f.remark))
+            level = (f.threshold_words,) if local else ()
+            rows.append((query, f.assertion, chance, *level, f.verdict, f.where or "-", f.remark))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -128,14 +128,15 @@ def _legend(layers: dict[str, Any]) -> str:
 
 
 def _card(finding: Finding, mask_name: str, pressed: bool) -> str:
-    yes = " yes" if finding.is_marked else ""
-    rows = [("probability", f"{finding.probability:.2f}, threshold {finding.threshold:.2f}, score {finding.score:.3f}")]
+    yes = " yes" if finding.is_marked and finding.present else ""
+    chance, level = f"{finding.probability:.2f}", finding.threshold_words
+    rows = [("probability", f"{chance}, threshold {level}, score {finding.score:.3f}")]
     rows += [("asked as", finding.assertion), *_place_rows(finding), ("mask file", mask_name)]
     state = str(pressed).lower()
     note = f'<p class="note">{escape(finding.remark)}</p>' if finding.remark else ""
     return (
         f'<article class="card"><div class="top"><button type="button" class="query" aria-pressed="{state}">'
-        f'{escape(finding.query)}</button><span class="decision{yes}">{escape(finding.decision)}</span></div>'
+        f'{escape(finding.query)}</button><span class="decision{yes}">{escape(finding.verdict)}</span></div>'
         f"{_bar(finding)}{_definitions(rows)}{note}</article>"
     )
 
@@ -157,7 +158,7 @@ def _place_rows(finding: Finding) -> list[tuple[str, str]]:
 def _bar(finding: Finding) -> str:
     """The probability as a bar with a tick at the threshold."""
     probability = min(1.0, max(0.0, finding.probability)) if finding.probability == finding.probability else 0.0
-    colour = "#ff9f1c" if finding.is_marked else "#6b7685"
+    colour = "#ff9f1c" if finding.is_marked and finding.present else "#6b7685"
     return (
         f'<svg viewBox="0 0 200 14" preserveAspectRatio="none" role="img" aria-label="probability {probability:.2f}">'
         f'<rect x="0" y="4" width="200" height="6" rx="3" fill="#2a313c"/><rect x="0" y="4" height="6" rx="3" '

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 
-from radglint.checkpoint import Checkpoint, LogisticMap
+from radglint.checkpoint import Checkpoint, ModalityCalibration
+from radglint.decisions import Abstention
 from radglint.errors import ConfigError, InputError, QueryError
 from radglint.findings import Finding, Findings
 from radglint.gate import GatedScores
@@ -34,6 +34,7 @@ from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
 from radglint.scope import ConceptIndex
+from radglint.score_maps import LogisticMap, ScoreMap, probability
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_THRESHOLD = 0.5  # calibrated probabilities: present, and marked, from one half on
@@ -72,8 +73,8 @@ class Answerer(Protocol):
         """Everything about the image that does not depend on a query."""
         ...
 
-    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
-        """One finding per query, in order."""
+    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float | None) -> list[Finding]:
+        """One finding per query, in order; without a threshold the model's own decides."""
         ...
 
 
@@ -118,7 +119,8 @@ class Pipeline:
         Args:
             image: path, MedicalImage, or what `encode_image` returned.
             queries: plain English, for example "small left pleural effusion" or "no pneumothorax".
-            threshold: probability from which a finding is present and a voxel is marked; 0.5 by default.
+            threshold: probability from which a finding is present and a voxel is marked. By default the one that the
+                model was calibrated to for the query's concept (see `level_of`), else 0.5.
             series: which CT series of a folder, by number or UID.
 
         Returns:
@@ -134,13 +136,12 @@ class Pipeline:
         parsed = [parse_query(query) for query in queries]
         if not parsed:
             raise QueryError('no query given; ask for something, for example "pleural effusion"')
-        level = DEFAULT_THRESHOLD if threshold is None else threshold
-        if not 0.0 < level < 1.0:
-            raise InputError(f"threshold must be between 0 and 1, got {level}")
+        if threshold is not None and not 0.0 < threshold < 1.0:
+            raise InputError(f"threshold must be between 0 and 1, got {threshold}")
         encoded = image if isinstance(image, EncodedImage) else self.encode_image(image, series=series)
         if encoded.model != self.model.fingerprint:
             raise InputError(f"{encoded.image.path}: was encoded by another model ({encoded.model}); encode it again")
-        findings = self.model.answer(encoded, parsed, level)
+        findings = self.model.answer(encoded, parsed, threshold)
         return Findings(findings, encoded.image, model_name=self.model.name, model_fingerprint=self.model.fingerprint)
 
 
@@ -188,7 +189,13 @@ class GlintAnswerer:
         return self.model.branch_features(slices[None].to(self.device, self.dtype), modality).tokens
 
     @torch.inference_mode()
-    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float) -> list[Finding]:
+    def concepts_of(self, phrases: Sequence[str]) -> list[str | None]:
+        """The known concept that each phrase is taken for; None where it is out of scope."""
+        least = self.calibration.scope_threshold
+        return [concept if similarity >= least else None for concept, similarity in self._concepts.nearest(phrases)]
+
+    @torch.inference_mode()
+    def answer(self, encoded: EncodedImage, queries: Sequence[Query], threshold: float | None) -> list[Finding]:
         """Score all phrases, then calibrate each."""
         findings: list[Finding] = []
         step = max(1, GATES_AT_ONCE // encoded.tokens.shape[1])
@@ -215,7 +222,7 @@ class GlintAnswerer:
 
     def _calibrated(
         self, encoded: EncodedImage, queries: Sequence[Query], nearest: Sequence[tuple[str, float]],
-        gated: GatedScores, threshold: float,
+        gated: GatedScores, threshold: float | None,
     ) -> list[Finding]:  # fmt: skip
         """Turn raw scores and map logits into findings; see `capped` for the maps."""
         maps = self.calibration.modalities[encoded.image.modality]
@@ -226,13 +233,16 @@ class GlintAnswerer:
             to_logit = maps.presence.get(concept, maps.presence_default)
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
             tokens = (pixel.slope * gated.map_logits[k, 0] + pixel.bias).reshape(encoded.record.grid_shape)
-            slices = to_logit.slope * gated.slice_scores[k, 0] + to_logit.bias
-            tokens = capped(tokens, slices, math.log(threshold / (1 - threshold)))
+            level = level_of(maps, concept, threshold)
+            least, shown = _logit(level.mask), _logit(level.presence)
+            slices = _logits(gated.slice_scores[k, 0], to_logit) + (least - shown)  # shown from `presence` on
+            tokens = capped(tokens, slices, least)
             findings.append(
                 Finding(
                     query=query.text, phrase=query.phrase, assertion=query.assertion, score=score,
                     probability=probability(score, to_logit),
-                    threshold=threshold, in_scope=in_scope, image=encoded.image, record=encoded.record,
+                    threshold=level.presence, mask_threshold=level.mask, threshold_source=level.source,
+                    abstention=level.abstention, in_scope=in_scope, image=encoded.image, record=encoded.record,
                     token_logits=tokens.float().cpu().numpy(), density=maps.density.get(concept),
                     note=query.note if in_scope else self._scope_note(query.phrase, encoded.image.modality),
                 )
@@ -251,6 +261,11 @@ class GlintAnswerer:
         return torch.stack([self._embeddings[phrase] for phrase in phrases])
 
 
+def _logit(share: float) -> float:
+    """Log-odds of a probability."""
+    return math.log(share / (1 - share))
+
+
 def capped(tokens: torch.Tensor, slices: torch.Tensor, least: float) -> torch.Tensor:
     """Where a slice does not show a finding, no patch of it does.
 
@@ -263,9 +278,46 @@ def capped(tokens: torch.Tensor, slices: torch.Tensor, least: float) -> torch.Te
     return torch.where(cap < least, torch.minimum(tokens, cap + KEEP_ORDER * tokens), tokens)
 
 
-def probability(score: float, to_logit: LogisticMap) -> float:
-    """Calibrated probability of a raw score: sigmoid(slope * score + bias)."""
-    return float(1.0 / (1.0 + np.exp(-(to_logit.slope * score + to_logit.bias))))
+def _logits(values: torch.Tensor, to_logit: ScoreMap) -> torch.Tensor:
+    """Logits of raw scores, on their device."""
+    if isinstance(to_logit, LogisticMap):
+        return to_logit.logit(values)
+    return torch.from_numpy(to_logit.logit(values.float().cpu().numpy())).to(values)
+
+
+@dataclass(frozen=True)
+class Level:
+    """The threshold of one query, and where it comes from.
+
+    Attributes:
+        presence: probability from which the finding is present.
+        mask: probability from which a voxel is marked.
+        source: in words; empty for the default or the user's own where the model has no other for this concept.
+        abstention: where the model does not decide, if it is not overruled.
+    """
+
+    presence: float
+    mask: float
+    source: str = ""
+    abstention: Abstention | None = None
+
+
+def level_of(maps: ModalityCalibration, concept: str, given: float | None) -> Level:
+    """Which threshold decides: the user's own, else the concept's, else 0.5.
+
+    The user's own decides alone, also where the calibration would abstain. Voxels are marked from the user's threshold
+    or from 0.5, never from the concept's: that one was chosen for presence, and the maps were not fitted with it.
+    """
+    stored, abstention = maps.thresholds.get(concept), maps.abstention.get(concept)
+    if stored is not None:
+        own = f"calibrated for {stored.goal} {stored.wanted:g}"
+        level = Level(stored.probability, DEFAULT_THRESHOLD, own, abstention)
+    elif abstention is not None:
+        moved = abstention.nearest(DEFAULT_THRESHOLD)
+        level = Level(moved, DEFAULT_THRESHOLD, f"calibrated to abstain, alpha {abstention.alpha:g}", abstention)
+    else:
+        return Level(*(DEFAULT_THRESHOLD if given is None else given,) * 2)
+    return level if given is None else Level(given, given, f"given, in place of {level.presence:.3g} ({level.source})")
 
 
 def trunk_dtype(device: torch.device) -> torch.dtype:

@@ -114,7 +114,7 @@ def view_mask(finding: Finding, probability: np.ndarray) -> np.ndarray:
     """The mask in a view, from the probabilities there; empty where `Finding.mask` is."""
     if not finding.is_marked:
         return np.zeros(probability.shape, dtype=bool)
-    return probability >= finding.threshold
+    return probability >= finding.mask_level
 
 
 def panel_size(view: View, views: list[View]) -> Size:
@@ -194,7 +194,7 @@ def _draw_labels(draw: ImageDraw.ImageDraw, finding: Finding, view: View, window
 
 def _caption_lines(finding: Finding) -> list[str]:
     lines = [
-        f"probability {finding.probability:.2f}   threshold {finding.threshold:.2f}   asked as {finding.assertion}"
+        f"probability {finding.probability:.2f}   threshold {finding.threshold_words}   asked as {finding.assertion}"
     ]
     lines += [text for text in (finding.where, finding.remark) if text]
     if finding.image.affine is None:
@@ -205,10 +205,10 @@ def _caption_lines(finding: Finding) -> list[str]:
 def _draw_caption(picture: Image.Image, top: int, finding: Finding, lines: list[str], unseen: bool) -> None:
     draw = ImageDraw.Draw(picture)
     x, width = MARGIN_PX, picture.width - 2 * MARGIN_PX
-    state = finding.decision
+    state = finding.verdict
     state_width = draw.textlength(state, font=font(19))
     draw.text((x, top), clip(draw, finding.query, font(19), width - state_width - 24), fill=TEXT_RGB, font=font(19))
-    colour = MASK_RGB if finding.is_marked else QUIET_RGB
+    colour = MASK_RGB if finding.is_marked and finding.present else QUIET_RGB
     draw.text((x + width, top), state, fill=colour, font=font(19), anchor="ra")
     legend_width = _draw_legend(draw, x + width, top + 32, finding, unseen)
     for number, line in enumerate(lines):

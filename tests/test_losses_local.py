@@ -128,7 +128,11 @@ def test_sentences_of_one_finding_are_alike() -> None:
         [1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1],
     ]  # fmt: skip
     assert alike_sentences([set(), set()]).int().tolist() == [[1, 0], [0, 1]], "no known finding: only itself"
-    assert alike_sentences([["mass", "nodule"], ["nodule"], ["mass"]]).int().tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 1]]
+    assert alike_sentences([["mass", "nodule"], ["nodule"], ["mass"]]).int().tolist() == [
+        [1, 1, 1],
+        [1, 1, 0],
+        [1, 0, 1],
+    ]
 
 
 def test_the_loss_of_the_batch_is_the_mean_over_images_with_something_to_contrast() -> None:

@@ -23,7 +23,7 @@ from radglint.case_metrics import MEASURES, Metrics, evaluate_best_reading, mean
 from radglint.cases import Case
 from radglint.errors import ConfigError
 from radglint.model import GlintBranch
-from radglint.report_pairs import Pair, load_manifest, pair_pixels
+from radglint.report_pairs import FLAT_SUFFIXES, Pair, load_manifest, pair_pixels
 from radglint.simulation.facts import Fact
 from radglint.train_cached import embed_once, load_bags
 from radglint.train_config import CachedData, TrainConfig
@@ -57,12 +57,13 @@ VARIANTS: dict[str, Changes] = {
     "sparsity by binarising": {"fit.sparsity": "binarise"},
 }  # fmt: skip
 CACHED_VARIANTS: dict[str, Changes] = {
+    "patch dropout": {"fit.patch_dropout": 0.7},
     "no patch dropout": {"fit.patch_dropout": 0.0},
     "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
-    "neither coverage term": BARE,
-    "neither, mean pooling": BARE | MEAN,
-    "neither, softmax (RadZero)": BARE | RADZERO,
-    "neither, softmax with zero slot (FLAIR)": BARE | FLAIR,
+    "bare sigmoid gate": BARE,
+    "bare, mean pooling": BARE | MEAN,
+    "bare, softmax (RadZero)": BARE | RADZERO,
+    "bare, softmax with zero slot (FLAIR)": BARE | FLAIR,
     "no twins": {"fit.group_size": 1},
 }
 PAIR_VARIANTS: dict[str, Changes] = {
@@ -91,11 +92,15 @@ class Plan:
 
 
 def variants_for(config: TrainConfig) -> dict[str, Changes]:
-    """Those that a configuration can be run with; an anchor only where it has one."""
+    """Those that a configuration can be run with and that change it; an anchor only where it has one."""
     if isinstance(config.data, CachedData):
-        return VARIANTS | CACHED_VARIANTS
+        return {name: c for name, c in (VARIANTS | CACHED_VARIANTS).items() if not c or _differs(config, c)}
     has_anchor = config.trunk is not None and config.trunk.anchor.form != "none"
     return VARIANTS | {name: c for name, c in PAIR_VARIANTS.items() if has_anchor or "anchor" not in name}
+
+
+def _differs(config: TrainConfig, changes: Changes) -> bool:
+    return changed(config, changes, config.out, config.fit.seed, None) != config
 
 
 def changed(config: TrainConfig, changes: Changes, out: Path, seed: int, steps: int | None) -> TrainConfig:
@@ -232,8 +237,10 @@ def _cached_cases(data: CachedData, prefix: str) -> list[Case]:
 
 @lru_cache(maxsize=1)
 def _known_pairs(manifest: Path) -> list[_Known] | None:
-    """The radiographs of `radglint simulate`; None if a line has no facts and masks."""
-    pairs, rows = load_manifest(manifest, "CXR"), manifest.read_text(encoding="utf-8").splitlines()
+    """The radiographs of `radglint simulate`; None if a line has no facts and masks, or the manifest is no JSONL."""
+    if manifest.suffix.lower() in FLAT_SUFFIXES:
+        return None
+    pairs, rows = load_manifest(manifest, "CXR"), manifest.read_text(encoding="utf-8-sig").split("\n")
     known = []
     for pair, line in zip(pairs, (row for row in rows if row.strip()), strict=True):
         row = json.loads(line)

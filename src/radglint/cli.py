@@ -1,4 +1,4 @@
-"""The command line: `radglint ask | inspect | models | simulate | train | ablate | pretrain | demo`.
+"""The command line: `radglint ask | inspect | models | data | simulate | train | ablate | pretrain | demo`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 the input cannot be used, with one line on
 stderr that says what to do; 1 our own fault; 130 interrupted. `RADGLINT_DEBUG=1` adds the traceback and the
@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from radglint import cli_simulate
+from radglint.cli_data import add_data
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
+from radglint.cli_evaluate import add_evaluate_commands
 from radglint.train_commands import add_train_commands
 
 DEMO_FOLDER = "demo_out"
@@ -86,10 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     _add_inspect(commands)
     _add_models(commands)
+    add_data(commands)
     cli_simulate.add_command(commands)
     _add_demo(commands)
     add_pretrain(commands)
     add_train_commands(commands)
+    add_evaluate_commands(commands)
     return parser
 
 

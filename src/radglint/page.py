@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from radglint.display import View, is_oblique
 from radglint.findings import Finding, Findings
 from radglint.page_layers import scale_uri, stack_views, study_layers
+from radglint.page_shell import DISCLAIMER, asset, html_document
 from radglint.render import overlay_views
 
-DISCLAIMER = "For research use. Not a medical device: do not use it to diagnose or to treat."
 _LETTER_PLACES = ("left", "right", "top", "bottom")
 
 
@@ -37,31 +34,15 @@ def render_page(
         the page's own script and style.
     """
     studies = [findings] if isinstance(findings, Findings) else list(findings)
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
-    )
     sections = "".join(f"<h3>{escape(head)}</h3><p>{escape(text)}</p>" for head, text in intro)
-    body = "\n".join(_study(study) for study in studies)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header><h1>{escape(title)}</h1><p class="quiet">{escape(DISCLAIMER)}</p>'
-        f'<div class="intro">{sections}</div></header>\n<main>\n{body}\n</main>\n'
-        f"<footer>{escape(DISCLAIMER)} Positions: RAS+ counts to the patient's right, front and head; LPS, as in "
+    footer = (
+        f"{escape(DISCLAIMER)} Positions: RAS+ counts to the patient's right, front and head; LPS, as in "
         "DICOM, to the left, back and head. Where sides are marked, the patient's right is on the left of the picture."
-        f"</footer>\n<script>{script}</script>\n</body>\n</html>\n"
     )
-
-
-def _asset(name: str) -> str:
-    return files("radglint").joinpath("data", name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    body = "\n".join(_study(study) for study in studies)
+    return html_document(
+        title, f'<div class="intro">{sections}</div>', body, footer, asset("page.css"), asset("page.js")
+    )
 
 
 def _study(findings: Findings) -> str:

@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -65,6 +66,7 @@ class Answerer(Protocol):
 
     name: str
     fingerprint: str
+    folder: Path
 
     def encode(self, image: MedicalImage) -> EncodedImage:
         """Everything about the image that does not depend on a query."""
@@ -153,6 +155,7 @@ class GlintAnswerer:
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.name = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
+        self.folder = checkpoint.folder
         self.device = device
         self.dtype = trunk_dtype(device)
         self.model = checkpoint.model.to(device).eval()

@@ -1,10 +1,11 @@
-"""Image-report pairs on disk: JSONL manifests, and tar shards in the WebDataset layout.
+"""Image-report pairs on disk: manifests, and tar shards in the WebDataset layout.
 
-A manifest line is a JSON object: `image` (a path, relative to the manifest), `report` (text, or an object with
-`findings` and `impression`), and optionally `id`, `modality` (CXR or CT) and `group` or `patient`; other keys, such as
-the facts and masks of a simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object
-without `image`) or KEY.txt (the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at
-random, so that a batch is a function of seed and step alone.
+A manifest is JSONL, CSV or parquet; the last two are read by `manifest.read_manifest`. A JSONL line is an object:
+`image` (a path, relative to the manifest), `report` (text, or an object with `findings` and `impression`), and
+optionally `id`, `modality` (CXR or CT), `split` and `group` or `patient`; other keys, such as the facts and masks of a
+simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object without `image`) or KEY.txt
+(the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at random, so that a batch is a
+function of seed and step alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch
 
 from radglint.errors import ConfigError, ImageError
 from radglint.image import MedicalImage
+from radglint.manifest import ManifestRow, read_manifest
 from radglint.preprocess import PreprocessConfig, preprocess
 from radglint.reading import read_image
 
+FLAT_SUFFIXES = (".csv", ".parquet")
 TEXT_SUFFIXES = ("json", "txt")
 
 
@@ -66,26 +69,51 @@ class Pair:
     group: str = ""
 
 
-def load_manifest(path: Path, modality: str) -> list[Pair]:
+def load_manifest(path: Path, modality: str, split: str | None = None) -> list[Pair]:
     """Read the pairs of a manifest; the images are opened later.
+
+    Args:
+        path: a .csv or .parquet manifest; anything else is read as JSONL.
+        modality: CXR or CT; a row of the other is refused.
+        split: take the rows of this split only; None takes all.
 
     Raises:
         ConfigError: it cannot be read, is empty, or a line lacks something; it names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the manifest cannot be read ({error}); check data.manifests") from error
+    if path.suffix.lower() in FLAT_SUFFIXES:
+        lines = ((f"{path}: row {row.id}", _flat_line(row)) for row in read_manifest(path))
+    else:
+        lines = _manifest_lines(path)
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            row = _parsed(line, f"{path}: line {number}")
-            pairs.append(_pair(row, path.parent / str(row.get("image", "")), f"{path}: line {number}", modality))
+    for where, row in lines:
+        if split is None or row.get("split") == split:
+            pairs.append(_pair(row, path.parent / str(row.get("image", "")), where, modality))
             if "image" not in row:
-                raise ConfigError(f"{path}: line {number}: has no 'image'; give the path of the image")
+                raise ConfigError(f"{where}: has no 'image'; give the path of the image")
     if not pairs:
+        if split is not None:
+            raise ConfigError(f"{path}: the manifest has no row of split {split!r}; check the split")
         raise ConfigError(f"{path}: the manifest is empty; expected one JSON object a line")
     return pairs
+
+
+def _manifest_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each line of a JSONL manifest is, and what it holds."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the manifest cannot be read ({error}); check data.manifests") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield f"{path}: line {number}", _parsed(line, f"{path}: line {number}")
+
+
+def _flat_line(row: ManifestRow) -> dict[str, Any]:
+    """A row of a table as a JSONL line has it."""
+    sections = {"findings": row.findings, "impression": row.impression}
+    report = row.report if row.report or not any(sections.values()) else sections
+    line = {"id": row.id, "image": row.image, "report": report, "modality": row.modality, "split": row.split}
+    return line | {"group": row.extra.get("group", row.patient)}
 
 
 def load_shards(pattern: str, modality: str) -> list[Pair]:

@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from radglint.errors import OutputError
 
@@ -85,6 +85,24 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     Raises:
         OutputError: see `output_errors`; nothing is left behind and an older file is untouched.
     """
+    with whole_file(path) as file:
+        file.write(content)
+    return Path(path)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write in pieces, that is there whole or not at all: what is too large to hold in memory.
+
+    Args:
+        path: the file; its folder must exist. An older file is replaced when the block ends well.
+
+    Yields:
+        The open file, under a temporary name.
+
+    Raises:
+        OutputError: see `output_errors`; nothing is left behind and an older file is untouched.
+    """
     target = Path(path)
     temporary = target.with_name(f".radglint-{secrets.token_hex(6)}")
     with output_errors(target):
@@ -92,13 +110,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
             raise IsADirectoryError(errno.EISDIR, "is a folder")
         try:
             with open(temporary, "xb") as file:
-                file.write(content)
+                yield file
             os.replace(temporary, target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
-    return target
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -20,6 +20,7 @@ from radglint.ablation import (
     token_coverage,
     variants_for,
 )
+from radglint.baselines import BASELINES, baselines_for, compare_baselines, page
 from radglint.cli import main
 from radglint.errors import ConfigError
 from train_runs import RECIPES, tiny_run
@@ -119,6 +120,64 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     command = ["ablate", str(RECIPES / "ct_nano.toml"), "--smoke", "--seeds", "1", "--only", "mean pooling"]
     assert main([*command, "--threads", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("| mean pooling | 0.")
+
+
+@pytest.mark.parametrize("recipe", ["cxr_nano", "cxr_base"])
+def test_every_baseline_is_a_configuration_without_our_own_terms(tmp_path: Path, recipe: str) -> None:
+    config = tiny_run(tmp_path, recipe)
+    made = {name: changed(config, c, Path("x"), 0, None) for name, c in baselines_for(config).items()}
+    assert list(made) == [
+        "ConVIRT", "GLoRIA-like", "FLAIR", "RadZero", "SigLIP", "MGCA (local loss)", "GLINT (gate alone)",
+        "GLINT (as given)",
+    ]  # fmt: skip
+    assert len({run.model_dump_json() for run in made.values()}) == len(made)
+    assert made.pop("GLINT (as given)") == changed(config, {}, Path("x"), 0, None)
+    for name, run in made.items():
+        assert (run.fit.evidence_weight, run.fit.patch_dropout, run.fit.in_lungs) == (0, 0, ()), name
+        assert run.trunk is None or run.trunk.anchor.form == "none"
+        assert (run.fit.sparsity == "none") == (name != "GLINT (gate alone)"), name
+        assert run.fit.model_dump(include={"steps", "batch", "learning_rate"}) == config.fit.model_dump(
+            include={"steps", "batch", "learning_rate"}
+        )
+    losses = {name: (run.branch.gate.pooling, run.fit.loss, run.fit.local) for name, run in made.items()}
+    assert losses == {
+        "ConVIRT": ("mean", "info_nce", "none"),
+        "GLoRIA-like": ("mean", "info_nce", "gloria"),
+        "FLAIR": ("softmax_null", "sigmoid", "none"),
+        "RadZero": ("softmax", "info_nce", "none"),
+        "SigLIP": ("mean", "sigmoid", "none"),
+        "MGCA (local loss)": ("mean", "info_nce", "mgca"),
+        "GLINT (gate alone)": ("sigmoid_null", "info_nce", "none"),
+    }
+
+
+def test_baselines_have_a_table_of_their_own_and_go_on(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "cxr_nano")
+    names = ["MGCA (local loss)", "SigLIP", "GLINT (as given)"]
+    results = compare_baselines(config, steps=2, num_seeds=1, only=names)
+    done = config.out / "baselines" / "SigLIP" / "seed_0" / "result.json"
+    written = (config.out / "baselines" / "table.md").read_text()
+    assert written == page(results)
+    assert "| less GLINT (as given) | auroc |" in written
+    assert f"| SigLIP | {BASELINES['SigLIP'].source} | mean of the patches" in written
+    before = done.stat().st_mtime_ns
+    assert compare_baselines(config, steps=2, num_seeds=1, only=names) == results
+    assert done.stat().st_mtime_ns == before
+    assert not (config.out / "ablation").exists()
+
+
+def test_baselines_do_not_start_from_another_run(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "cxr_nano").model_copy(update={"init": Path("other.safetensors")})
+    with pytest.raises(ConfigError, match=r"init other\.safetensors: baselines have branches of other forms"):
+        compare_baselines(config)
+
+
+def test_the_command_prints_baselines_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["ablate", str(RECIPES / "cxr_base.toml"), "--smoke", "--seeds", "1", "--baselines", "--threads", "1"]
+    assert main([*command, "--only", "GLoRIA-like"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| GLoRIA-like | 0.")
+    assert main([*command, "--only", "no sparsity"]) == 2
+    assert "no variant 'no sparsity'; choose from ConVIRT, GLoRIA-like, FLAIR" in capsys.readouterr().err
 
 
 def test_the_train_command_answers_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

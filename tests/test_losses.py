@@ -8,7 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from radglint.losses import evidence_loss, gate_sparsity_loss, multi_positive_info_nce, sigmoid_contrastive_loss
+from radglint.errors import ConfigError
+from radglint.losses import (
+    contrastive_loss,
+    evidence_loss,
+    gate_sparsity_loss,
+    multi_positive_info_nce,
+    sigmoid_contrastive_loss,
+)
 
 TEXTS, IMAGES, TOKENS = 5, 4, 6
 
@@ -122,6 +129,39 @@ def test_sigmoid_loss_equals_its_naive_form() -> None:
         lambda s, k, c: sigmoid_contrastive_loss(s, positives, k, c), naive,
         _scores(), torch.tensor(10.0), torch.tensor(-10.0),
     )  # fmt: skip
+
+
+def test_undecided_pairs_stay_out_of_the_sigmoid_loss() -> None:
+    positives = _positives()
+    negatives = ~positives & (torch.rand(TEXTS, IMAGES, generator=torch.Generator().manual_seed(9)) < 0.6)
+    undecided = ~positives & ~negatives
+    assert undecided.any()
+
+    def naive(scores, scale, bias):
+        pairs = [(t, b) for t in range(TEXTS) for b in range(IMAGES) if not undecided[t, b]]
+        logits = [(1 if positives[t, b] else -1) * (scale * scores[t, b] + bias) for t, b in pairs]
+        return sum(-torch.log(torch.sigmoid(logit)) for logit in logits) / IMAGES
+
+    assert_same_value_and_gradient(
+        lambda s, k, c: sigmoid_contrastive_loss(s, positives, k, c, negatives), naive,
+        _scores(), torch.tensor(10.0), torch.tensor(-10.0),
+    )  # fmt: skip
+    scores = _scores().float().requires_grad_()
+    sigmoid_contrastive_loss(scores, positives, 10.0, -10.0, negatives).backward()
+    assert scores.grad is not None
+    assert torch.equal(scores.grad[undecided], torch.zeros(int(undecided.sum())))
+
+
+def test_a_run_gets_the_loss_that_it_asks_for() -> None:
+    positives = _positives()
+    negatives, scale, bias = ~positives & (_positives(7) | _positives(8)), torch.tensor(9.0), torch.tensor(-4.0)
+    given = (_scores(), positives, negatives, scale, bias)
+    info_nce = multi_positive_info_nce(_scores(), positives, scale, negatives)
+    sigmoid = sigmoid_contrastive_loss(_scores(), positives, scale, bias, negatives)
+    assert contrastive_loss("info_nce", *given) == info_nce
+    assert contrastive_loss("sigmoid", *given) == sigmoid
+    with pytest.raises(ConfigError, match=r"set branch\.initial_logit_bias to -10"):
+        contrastive_loss("sigmoid", *given[:4], None)
 
 
 @pytest.mark.parametrize("loss", [multi_positive_info_nce, lambda s, p, k: sigmoid_contrastive_loss(s, p, k, -10.0)])

@@ -48,10 +48,13 @@ CONFIG = BranchConfig(
 )  # fmt: skip
 
 
-def tiny_branch(seed: int = 0) -> GlintBranch:
+SIGMOID = CONFIG.model_copy(update={"initial_logit_scale": 10.0, "initial_logit_bias": -10.0})
+
+
+def tiny_branch(seed: int = 0, config: BranchConfig = CONFIG) -> GlintBranch:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GlintBranch(EMBED, TEXT, CONFIG)
+        return GlintBranch(EMBED, TEXT, config)
 
 
 def embed(texts: Sequence[str]) -> torch.Tensor:
@@ -208,16 +211,20 @@ def test_learning_rate_of_short_runs_stays_in_range(steps: int, warmup: int) -> 
 
 
 @pytest.mark.parametrize("sparsity", ["none", "budget", "negatives", "binarise"])
-def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any) -> None:
+@pytest.mark.parametrize(
+    "loss", [{}, {"loss": "sigmoid"}, {"local": "gloria"}], ids=["info_nce", "sigmoid", "gloria"]
+)  # fmt: skip
+def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any, loss: dict[str, Any]) -> None:
     """The image of a mass says nothing about "nodule": its tokens change neither loss nor gradient."""
     concepts = ("nodule", "mass", "cardiomegaly")
     images = [replace(c, facts=(Fact(name),)) for c, name in zip(planted(3, seed=5), concepts, strict=True)]
     statements, texts = [Fact("nodule")], embed(["nodule"])
-    config = FitConfig(sparsity=sparsity, sparsity_weight=1.0)
+    config = FitConfig(sparsity=sparsity, sparsity_weight=1.0, **loss)
 
     def loss_and_gradient(changed: int | None) -> tuple[float, torch.Tensor]:
         batch = [replace(c, tokens=c.tokens + 2.0) if k == changed else c for k, c in enumerate(images)]
-        branch = tiny_branch()
+        bias = -1.0 if config.loss == "sigmoid" else None  # at -10 a negative pair hardly has a loss
+        branch = tiny_branch(config=CONFIG.model_copy(update={"initial_logit_bias": bias}))
         loss, _ = branch_loss(branch, batch, GRID, texts, statements, config)
         loss.backward()
         return float(loss.detach()), torch.cat([p.grad.flatten() for p in branch.parameters() if p.grad is not None])
@@ -229,6 +236,40 @@ def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any) -> None:
     torch.testing.assert_close(same, gradient, rtol=1e-3, atol=1e-5)
     assert abs(decided - loss) > 1e-4
     assert not torch.allclose(other, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_only_a_branch_that_is_asked_for_a_bias_has_one() -> None:
+    plain, biased = tiny_branch(), tiny_branch(config=SIGMOID)
+    assert biased.state_dict().keys() - plain.state_dict().keys() == {"logit_bias"}
+    assert float(biased.logit_scale.detach().exp()) == pytest.approx(10.0)
+    assert float(biased.state_dict()["logit_bias"]) == -10.0
+    assert float(plain.logit_scale.detach().exp()) == pytest.approx(1 / 0.07)
+    fit = FitConfig(steps=20, batch=8, warmup_steps=0, loss="sigmoid")
+    history = fit_branch(biased, planted(16, seed=2), GRID, embed, fit)
+    assert history[0]["bias"] == -10.0
+    assert history[-1]["bias"] > -10.0, "nearly every pair is a negative to begin with: the bias has to rise"
+
+
+@pytest.mark.parametrize("local", ["gloria", "mgca"])
+def test_a_local_loss_is_added_with_its_weight_and_trains_the_patches(local: Any) -> None:
+    images, statements = planted(8, seed=5), [AIR, HEART, HEART]
+    texts = embed(["pneumothorax", "cardiomegaly", "enlarged heart"])
+
+    def numbers(**changes: Any) -> tuple[float, dict[str, float], torch.Tensor]:
+        branch = tiny_branch()
+        loss, log = branch_loss(branch, images, GRID, texts, statements, FitConfig(**changes))
+        loss.backward()
+        gradient = branch.gate.image_content.weight.grad
+        assert gradient is not None
+        return float(loss.detach()), log, gradient
+
+    plain, log_plain, gradient_plain = numbers()
+    loss, log, gradient = numbers(local=local, local_weight=0.5)
+    assert log["align"] == pytest.approx(log_plain["align"], rel=1e-6)
+    assert "local" not in log_plain
+    assert log["local"] > 0
+    assert loss == pytest.approx(plain + 0.5 * log["local"], rel=1e-5)
+    assert not torch.allclose(gradient, gradient_plain, rtol=1e-2)
 
 
 def test_the_budget_is_that_of_the_configuration() -> None:

@@ -79,6 +79,20 @@ def test_pieces_of_a_frozen_trunk(tmp_path: Path) -> None:
     assert_same(gradients(one.model_copy(update={"microbatch_images": 3}), Ranks()), wanted, 1e-4)
 
 
+SIGMOID = {"fit__loss": "sigmoid", "branch__initial_logit_scale": 10.0, "branch__initial_logit_bias": -10.0}
+LOCAL = {"data__said": ["present", "absent"], "fit__local_weight": 0.7}  # "no effusion" is of another finding
+
+
+@pytest.mark.parametrize("changes", [LOCAL | {"fit__local": "gloria"}, LOCAL | {"fit__local": "mgca"}, SIGMOID])
+def test_pieces_of_the_losses_of_baselines(tmp_path: Path, changes: dict[str, Any]) -> None:
+    one = tiny_run(tmp_path / "a", **PAIRS | changes)
+    plain = tiny_run(tmp_path / "b", **PAIRS | {"data__said": one.data.model_dump()["said"]})
+    wanted = gradients(one, Ranks())
+    assert_same(gradients(one.model_copy(update={"microbatch_images": 3}), Ranks()), wanted, 1e-4)
+    assert wanted[0] != pytest.approx(gradients(plain, Ranks())[0], rel=1e-3), "the loss must be another one"
+    assert ("branches.CXR.logit_bias" in wanted[1]) == ("fit__loss" in changes)
+
+
 def test_pieces_of_cached_tokens(tmp_path: Path) -> None:
     one = tiny_run(
         tmp_path / "a", "cxr_nano", fit__batch=8, fit__token_shift=0.2, fit__evidence_weight=0.0, fit__in_lungs=[]
@@ -90,6 +104,8 @@ TWO_PROCESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "data parallel": ("cxr_base", PAIRS | {"parallel": "data"}),
     "fsdp2 in pieces": ("cxr_base", PAIRS | {"parallel": "fsdp2", "microbatch_images": 2}),
     "fsdp2 with lora": ("ct_base", PAIRS | {"parallel": "fsdp2"}),
+    "gloria": ("cxr_base", PAIRS | LOCAL | {"fit__local": "gloria", "microbatch_images": 3}),
+    "mgca": ("cxr_base", PAIRS | LOCAL | SIGMOID | {"fit__local": "mgca"}),
     "cached": ("cxr_nano", {"fit__batch": 7, "fit__evidence_weight": 0.0, "fit__in_lungs": []}),
 }
 
@@ -308,6 +324,12 @@ def test_the_anchor_is_zero_at_first_and_holds_the_trunk(tmp_path: Path) -> None
 def test_the_evidence_loss_refuses_pieces_by_name(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, "cxr_nano", fit__evidence_weight=0.5, microbatch_images=2, data__val_prefix=None)
     with pytest.raises(ConfigError, match=r"fit\.evidence_weight needs one process"):
+        train(config)
+
+
+def test_a_local_loss_on_cached_tokens_refuses_pieces_by_name(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "cxr_nano", **PLAIN, fit__local="gloria", microbatch_images=2, data__val_prefix=None)
+    with pytest.raises(ConfigError, match=r"fit\.local needs one process"):
         train(config)
 
 

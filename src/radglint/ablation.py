@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -38,17 +38,17 @@ AS_GIVEN = "as given"
 CONTENT_WEIGHTS = (0.0, 2.0, 8.0)  # readings of a map: the gate alone, or also how well a patch fits the text
 Changes = Mapping[str, Any]  # dotted key to value
 
-_MEAN = {"branch.gate.pooling": "mean", "branch.gate.shared_space": True}  # its map: the cosine of patch and text
-_RADZERO = {"branch.gate.pooling": "softmax", "branch.gate.shared_space": True, "branch.gate.initial_bias": 0.0,
-            "fit.sparsity": "none"}  # fmt: skip
-_FLAIR = {"branch.gate.pooling": "softmax_null", "branch.gate.initial_bias": 0.0, "fit.sparsity": "none"}
-_BARE = {"fit.patch_dropout": 0.0, "fit.evidence_weight": 0.0, "fit.in_lungs": []}
-_NO_ANCHOR = {"trunk.anchor": {"form": "none"}}
+MEAN = {"branch.gate.pooling": "mean", "branch.gate.shared_space": True}  # its map: the cosine of patch and text
+RADZERO = {"branch.gate.pooling": "softmax", "branch.gate.shared_space": True, "branch.gate.initial_bias": 0.0,
+           "fit.sparsity": "none"}  # fmt: skip
+FLAIR = {"branch.gate.pooling": "softmax_null", "branch.gate.initial_bias": 0.0, "fit.sparsity": "none"}
+BARE = {"fit.patch_dropout": 0.0, "fit.evidence_weight": 0.0, "fit.in_lungs": []}
+NO_ANCHOR = {"trunk.anchor": {"form": "none"}}
 VARIANTS: dict[str, Changes] = {
     AS_GIVEN: {},
-    "mean pooling": _MEAN,
-    "softmax (RadZero)": _RADZERO,
-    "softmax with zero slot (FLAIR)": _FLAIR,
+    "mean pooling": MEAN,
+    "softmax (RadZero)": RADZERO,
+    "softmax with zero slot (FLAIR)": FLAIR,
     "sigmoid without null slot": {"branch.gate.pooling": "sigmoid"},
     "top-k": {"branch.gate.pooling": "top_k"},
     "shared gate space": {"branch.gate.shared_space": True},
@@ -60,20 +60,35 @@ CACHED_VARIANTS: dict[str, Changes] = {
     "patch dropout": {"fit.patch_dropout": 0.7},
     "no patch dropout": {"fit.patch_dropout": 0.0},
     "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
-    "bare sigmoid gate": _BARE,
-    "bare, mean pooling": _BARE | _MEAN,
-    "bare, softmax (RadZero)": _BARE | _RADZERO,
-    "bare, softmax with zero slot (FLAIR)": _BARE | _FLAIR,
+    "bare sigmoid gate": BARE,
+    "bare, mean pooling": BARE | MEAN,
+    "bare, softmax (RadZero)": BARE | RADZERO,
+    "bare, softmax with zero slot (FLAIR)": BARE | FLAIR,
     "no twins": {"fit.group_size": 1},
 }
 PAIR_VARIANTS: dict[str, Changes] = {
-    "no anchor": _NO_ANCHOR,
+    "no anchor": NO_ANCHOR,
     "cosine anchor": {"trunk.anchor.form": "cosine"},
     "Gram anchor": {"trunk.anchor.form": "gram"},
     "negated sentences too": {"data.said": ["present", "absent"]},
-    "frozen trunk": {"trunk.trained_blocks": 0, "trunk.lora": None} | _NO_ANCHOR,
+    "frozen trunk": {"trunk.trained_blocks": 0, "trunk.lora": None} | NO_ANCHOR,
 }
 Results = dict[str, list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        folder: in that of the configuration; runs and table go there.
+        variants: name to what it changes.
+        page: the table's file from the results so far.
+    """
+
+    folder: str
+    variants: Mapping[str, Changes]
+    page: Callable[[Results], str]
 
 
 def variants_for(config: TrainConfig) -> dict[str, Changes]:
@@ -131,7 +146,31 @@ def ablate(
     Raises:
         ConfigError: an unknown variant, or nothing to measure with.
     """
-    variants = variants_for(config)
+    plan = Plan("ablation", variants_for(config), lambda results: f"{table(results)}\n\n{difference_table(results)}\n")
+    return compare(config, plan, steps, num_seeds, num_threads, only)
+
+
+def compare(
+    config: TrainConfig, plan: Plan, steps: int | None = None, num_seeds: int = 3, num_threads: int | None = None,
+    only: Sequence[str] | None = None,
+) -> Results:  # fmt: skip
+    """`ablate` for any plan.
+
+    Args:
+        config: what the variants change.
+        plan: the variants.
+        steps: of each run; those of the configuration by default.
+        num_seeds: seeds 0, 1, ...
+        num_threads: of PyTorch; its default by default.
+        only: names of some variants.
+
+    Returns:
+        Means of the validation measures of each variant, one entry per seed.
+
+    Raises:
+        ConfigError: an unknown variant, or nothing to measure with.
+    """
+    variants = plan.variants
     unknown = sorted(set(only or ()) - set(variants))
     if unknown:
         raise ConfigError(f"--only: no variant {unknown[0]!r}; choose from {', '.join(variants)}")
@@ -143,20 +182,20 @@ def ablate(
     results: Results = {name: [] for name in variants if only is None or name in only}
     for seed in range(num_seeds):
         for name, rows in results.items():
-            rows.append(_result(config, name, variants[name], seed, steps))
-            write_text(config.out / "ablation" / TABLE, f"{table(results)}\n\n{difference_table(results)}\n")
+            rows.append(_result(config, plan, name, seed, steps))
+            write_text(config.out / plan.folder / TABLE, plan.page(results))
     return results
 
 
-def _result(config: TrainConfig, name: str, changes: Changes, seed: int, steps: int | None) -> dict[str, float]:
-    folder = "".join(c for c in name.replace(" ", "_") if c not in "(),")
-    run = changed(config, changes, config.out / "ablation" / folder / f"seed_{seed}", seed, steps)
+def _result(config: TrainConfig, plan: Plan, name: str, seed: int, steps: int | None) -> dict[str, float]:
+    folder = config.out / plan.folder / "".join(c for c in name.replace(" ", "_") if c not in "(),")
+    run = changed(config, plan.variants[name], folder / f"seed_{seed}", seed, steps)
     asked, path = run.model_dump(mode="json"), run.out / RESULT
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["config"] == asked:
             return stored["means"]
-        raise ConfigError(f"{path}: is of another configuration; move {config.out / 'ablation'} away")
+        raise ConfigError(f"{path}: is of another configuration; move {config.out / plan.folder} away")
     held_out = _held_out(run)
     means = train(run if held_out is None else _unmeasured(run), resume=bool(checkpoints(run.out)))
     metrics, reading = {}, ""
@@ -264,14 +303,19 @@ def _cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}{spread}"
 
 
-def difference_table(results: Results) -> str:
-    """Each variant less the first one, mean over the seeds that both have, as a Markdown table.
+def difference_table(results: Results, less: str | None = None) -> str:
+    """Each variant less another, mean over the seeds that both have, as a Markdown table.
 
     In bold: more than the spread, the larger of the two standard deviations over the seeds, from two seeds on.
+
+    Args:
+        results: of at least one variant.
+        less: name of the other; the first one by default.
     """
-    first, base = next(iter(results.items()))
-    lines = [f"| less {first} | {' | '.join(MEASURES)} |", f"|---|{'---|' * len(MEASURES)}"]
-    for name, rows in list(results.items())[1:]:
+    other = next(iter(results)) if less is None else less
+    base = results[other]
+    lines = [f"| less {other} | {' | '.join(MEASURES)} |", f"|---|{'---|' * len(MEASURES)}"]
+    for name, rows in ((name, rows) for name, rows in results.items() if name != other):
         cells = [_difference([(a[key], b[key]) for a, b in zip(rows, base, strict=False) if key in a and key in b])
                  for key in MEASURES]  # fmt: skip
         lines.append(f"| {name} | {' | '.join(cells)} |")

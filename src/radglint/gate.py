@@ -140,6 +140,11 @@ class SparseGate(nn.Module):
         has_null = config.pooling == "sigmoid_null"
         self.null = nn.Parameter(torch.randn(config.joint_dim) / math.sqrt(config.joint_dim)) if has_null else None
 
+    def contents(self, tokens: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`batch tokens joint`, content of the patches, and `texts joint`, what the texts want, at unit length."""
+        wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
+        return self.image_content(tokens).float(), wanted
+
     def gate_logits(self, tokens: torch.Tensor, texts: torch.Tensor, prior: torch.Tensor | None = None) -> torch.Tensor:
         """`texts batch tokens`: scale * cosine in the gate space + bias + prior, float32."""
         if self.config.shared_space:
@@ -226,9 +231,8 @@ class SparseGate(nn.Module):
         """
         logits = self.gate_logits(tokens, texts, prior)
         gate = pooling_weights(logits, self.config.pooling, self.config.top_k)
-        content = self.image_content(tokens).float()
+        content, wanted = self.contents(tokens, texts)
         pooled = pool_content(content, gate, self.null, self.config.null_weight)
-        wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
         maps = self.map_logits(logits, content, wanted, scores[..., None])
         return GatedScores(scores, logits, gate, maps, scores[..., None])

@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from radglint.errors import ConfigError
+
+ContrastKind = Literal["info_nce", "sigmoid"]
 SparsityKind = Literal["none", "budget", "negatives", "binarise"]
 NEVER = -1e30  # a finite stand-in for minus infinity, so that a row without negatives has a zero gradient, not NaN
 
@@ -98,8 +101,9 @@ def evidence_loss(
 
 
 def sigmoid_contrastive_loss(
-    scores: torch.Tensor, positives: torch.Tensor, logit_scale: torch.Tensor | float, logit_bias: torch.Tensor | float
-) -> torch.Tensor:
+    scores: torch.Tensor, positives: torch.Tensor, logit_scale: torch.Tensor | float, logit_bias: torch.Tensor | float,
+    negatives: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Pairwise sigmoid loss (SigLIP): every pair is its own yes-no question.
 
     Args:
@@ -107,17 +111,46 @@ def sigmoid_contrastive_loss(
         positives: `texts batch`, bool.
         logit_scale: multiplies the scores, start at 10.
         logit_bias: added to them, start at -10.
+        negatives: `texts batch`, bool; every pair that is not positive by default. A pair in neither is undecided
+            and stays out.
 
     Returns:
-        Scalar: the sum over pairs divided by the number of images.
+        Scalar: the sum over decided pairs divided by the number of images.
 
-    Naive form: sum over t, b of -log(sigmoid(y[t,b] * (logit_scale * s[t,b] + logit_bias))) / batch, y = +1 or -1.
+    Naive form: sum over decided t, b of -log(sigmoid(y[t,b] * (logit_scale * s[t,b] + logit_bias))) / batch, with
+        y = +1 for a positive pair, else -1.
 
     Reference: Zhai et al. 2023, arXiv 2303.15343, equation 1.
     """
     logits = logit_scale * scores.float() + logit_bias
     sign = positives.to(logits.dtype) * 2 - 1
-    return functional.softplus(-sign * logits).sum() / scores.shape[1]
+    per_pair = functional.softplus(-sign * logits)
+    decided = per_pair if negatives is None else per_pair[positives | negatives]
+    return decided.sum() / scores.shape[1]
+
+
+def contrastive_loss(
+    kind: ContrastKind, scores: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor,
+    logit_scale: torch.Tensor, logit_bias: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """The loss between sentences and images that a run asks for.
+
+    Args:
+        kind: info_nce = `multi_positive_info_nce`; sigmoid = `sigmoid_contrastive_loss`.
+        scores: `texts batch`, cosine.
+        positives: `texts batch`, bool.
+        negatives: `texts batch`, bool; a pair in neither stays out.
+        logit_scale: 1 / temperature.
+        logit_bias: for the sigmoid form only.
+
+    Raises:
+        ConfigError: the sigmoid form without a bias.
+    """
+    if kind == "info_nce":
+        return multi_positive_info_nce(scores, positives, logit_scale, negatives=negatives)
+    if logit_bias is None:
+        raise ConfigError("loss 'sigmoid' needs a branch with a logit bias; set branch.initial_logit_bias to -10")
+    return sigmoid_contrastive_loss(scores, positives, logit_scale, logit_bias, negatives=negatives)
 
 
 def gate_sparsity_loss(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -40,6 +40,8 @@ class BranchConfig(_Config):
     mixer: MixerConfig = MixerConfig()
     gate: GateConfig = GateConfig()
     text_hidden: PositiveInt = 512  # width of the text adapter's hidden layer
+    initial_logit_scale: PositiveFloat = 1 / 0.07  # of the contrastive loss, learnt; 10 for the sigmoid form
+    initial_logit_bias: float | None = None  # learnt, for the sigmoid form only: -10; None = no such tensor
     place_field: bool = False  # a head that knows the lungs and their sides, for findings that lie nowhere else
     score_window_slices: PositiveInt | None = None  # a volume's score is that of its best run of slices; None = all
 
@@ -93,7 +95,7 @@ class TextAdapter(nn.Module):
 
 
 class GlintBranch(nn.Module):
-    """Mixer, text adapter and gate of one modality, with the loss's temperature."""
+    """Mixer, text adapter and gate of one modality, with the loss's temperature and, if asked for, its bias."""
 
     def __init__(self, trunk_dim: int, text_dim: int, config: BranchConfig) -> None:
         super().__init__()
@@ -102,7 +104,9 @@ class GlintBranch(nn.Module):
         self.text_adapter = TextAdapter(text_dim, config.text_hidden)
         self.gate = SparseGate(config.mixer.width, text_dim, config.gate)
         self.place = PlaceField(token_dim) if config.place_field else None
-        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.logit_scale = nn.Parameter(torch.tensor(config.initial_logit_scale).log())
+        bias = config.initial_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
     def forward(
         self,
@@ -148,6 +152,18 @@ class GlintBranch(nn.Module):
     ) -> Alignment:
         """What the losses need of `forward`, in memory that does not grow with the sentences; arguments as there."""
         return align(self.gate, self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts))
+
+    def align_with_contents(
+        self,
+        trunk_tokens: torch.Tensor,
+        grid: tuple[int, ...],
+        texts: torch.Tensor,
+        valid: bool = False,
+        kept: torch.Tensor | None = None,
+    ) -> tuple[Alignment, torch.Tensor, torch.Tensor]:
+        """`align`, and the contents that a local loss compares, see `SparseGate.contents`; arguments as there."""
+        mixed, asked = self.mixer(trunk_tokens, grid, valid, kept), self.text_adapter(texts)
+        return align(self.gate, mixed, asked), *self.gate.contents(mixed, asked)
 
 
 class GlintModel(nn.Module):

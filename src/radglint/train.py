@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 from radglint.alignment import Alignment
 from radglint.cases import Case
-from radglint.losses import SparsityKind, evidence_loss, multi_positive_info_nce, sparsity_of_sums
+from radglint.losses import ContrastKind, SparsityKind, contrastive_loss, evidence_loss, sparsity_of_sums
+from radglint.losses_local import LocalKind, alike_sentences, local_loss, local_rows
 from radglint.model import GlintBranch
 from radglint.place import Place
 from radglint.precision import autocast
@@ -60,6 +61,9 @@ class FitConfig(BaseModel):
     weight_decay: float = 0.05
     token_shift: NonNegativeFloat = 0.0  # random gain and offset of each image's channels, in their standard deviations
     sentences_per_fact: PositiveInt = 2
+    loss: ContrastKind = "info_nce"  # between sentences and images; sigmoid needs a branch with a logit bias
+    local: LocalKind = "none"  # a local loss of an earlier method beside it, see `radglint.losses_local`
+    local_weight: NonNegativeFloat = 1.0
     sparsity: SparsityKind = "none"
     sparsity_weight: float = 0.0
     sparsity_budget: float = 0.05  # for the budget form: share of patches that a positive sentence may use
@@ -75,6 +79,12 @@ class FitConfig(BaseModel):
     def _places_need_maps(self) -> FitConfig:
         if self.in_lungs and not self.evidence_weight:
             raise ValueError("in_lungs needs evidence_weight above 0: without maps the loss has no place to look")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_see_patches(self) -> FitConfig:
+        if self.local != "none" and self.evidence_weight:
+            raise ValueError(f"local {self.local!r} needs evidence_weight = 0: it stands for another method's loss")
         return self
 
 
@@ -195,14 +205,20 @@ def branch_loss(
     clear = (shown >= LEAST_SHOWN)[:, None]
     if kept_patches is not None and bool((positives & clear).any()):
         positives, negatives = positives & clear, negatives & clear  # a patch or two may be left out: not asked now
+    local = None
     with native_autocast():
         if config.evidence_weight:
             places = [Place(s.concept in config.in_lungs, s.side, s.zone) for s in statements]
             gated = branch(tokens, grid, texts, config.valid_depth, kept_patches, places)
             aligned = Alignment(gated.scores, gated.gate.sum(-1), gated.gate.square().sum(-1), gated.gate.shape[-1])
+        elif config.local != "none":
+            inputs = (tokens, grid, texts, config.valid_depth, kept_patches)
+            gated, (aligned, *contents) = None, branch.align_with_contents(*inputs)
+            local = _local_loss(contents, positives, negatives, statements, config)
         else:
             gated, aligned = None, branch.align(tokens, grid, texts, config.valid_depth, kept_patches)
-    align = multi_positive_info_nce(aligned.scores, positives, branch.logit_scale.exp(), negatives=negatives)
+    scale, bias = branch.logit_scale.exp(), branch.logit_bias
+    align = contrastive_loss(config.loss, aligned.scores, positives, negatives, scale, bias)
     kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
     sums = (aligned.gate_mass, aligned.gate_squares, aligned.num_tokens)
     sparsity = sparsity_of_sums(*sums, kept, config.sparsity, config.sparsity_budget)
@@ -212,15 +228,30 @@ def branch_loss(
         "sparsity": float(sparsity.detach()),
         "mass_pos": float(mass[positives].mean()),
         "mass_neg": float(mass[negatives].mean()),
-        "scale": float(branch.logit_scale.detach().exp()),
+        "scale": float(scale.detach()),
     }
+    log |= {} if bias is None else {"bias": float(bias.detach())}
     loss = align + config.sparsity_weight * sparsity
+    if local is not None:
+        log["local"] = float(local.detach())
+        loss = loss + config.local_weight * local
     if gated is not None:
         least = shown.round().clamp_min(1).long()
         evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, least)
         log["evidence"] = float(evidence.detach())
         loss = loss + config.evidence_weight * evidence
     return loss, log
+
+
+def _local_loss(
+    contents: Sequence[torch.Tensor], positives: torch.Tensor, negatives: torch.Tensor, statements: Sequence[Fact],
+    config: FitConfig,
+) -> torch.Tensor:  # fmt: skip
+    """The local loss of one batch from the contents of its patches and texts."""
+    alike = alike_sentences([[s.concept] for s in statements])
+    patches, wanted = contents
+    rows = local_rows(config.local, patches, wanted, positives, alike)
+    return local_loss(config.local, rows, positives, negatives, alike)
 
 
 def fit_branch(

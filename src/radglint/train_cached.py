@@ -104,6 +104,16 @@ class SharedBranch:
             raise ConfigError("fit.evidence_weight needs one process and no microbatch_images: set it to 0, or these")
         return self.branch(*inputs)
 
+    def align_with_contents(self, *inputs: Any) -> tuple[Alignment, torch.Tensor, torch.Tensor]:
+        """See `GlintBranch.align_with_contents`; on one process and in one piece only.
+
+        Raises:
+            ConfigError: several processes, or a batch in pieces.
+        """
+        if self.ranks.count > 1 or self.piece_images:
+            raise ConfigError("fit.local needs one process and no microbatch_images on cached tokens: leave it out")
+        return self.branch.align_with_contents(*inputs)
+
     def align(
         self,
         trunk_tokens: torch.Tensor,

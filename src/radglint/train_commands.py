@@ -33,7 +33,8 @@ def _add_ablate(commands: Any) -> None:
     ablate.add_argument("--steps", type=_positive, metavar="N", help="default: those of the file")
     ablate.add_argument("--seeds", type=_positive, metavar="N", default=3, help="default: 3")
     ablate.add_argument("--threads", type=_positive, metavar="N", help="default: all cores")
-    ablate.add_argument("--only", metavar="VARIANT", nargs="+", help="some of the variants, by name")
+    ablate.add_argument("--baselines", action="store_true", help="earlier methods by name, instead of the variants")
+    ablate.add_argument("--only", metavar="VARIANT", nargs="+", help="some of the variants or baselines, by name")
     ablate.add_argument("--smoke", action="store_true", help="one step on tiny made-up data, offline")
     ablate.set_defaults(run=_ablate)
 
@@ -60,13 +61,15 @@ def _train(args: argparse.Namespace) -> None:
 def _ablate(args: argparse.Namespace) -> None:
     config = _load(args.config)
     from radglint.ablation import ablate, table
+    from radglint.baselines import compare_baselines
     from radglint.train_smoke import smoke_config
 
+    compare = compare_baselines if args.baselines else ablate
     if not args.smoke:
-        print(table(ablate(config, args.steps, args.seeds, args.threads, args.only)))
+        print(table(compare(config, args.steps, args.seeds, args.threads, args.only)))
         return
     with tempfile.TemporaryDirectory(prefix="radglint-") as folder:
-        print(table(ablate(smoke_config(config, Path(folder)), 1, args.seeds, args.threads, args.only)))
+        print(table(compare(smoke_config(config, Path(folder)), 1, args.seeds, args.threads, args.only)))
 
 
 def _positive(text: str) -> int:

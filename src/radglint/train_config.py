@@ -145,6 +145,11 @@ class TrainConfig(_Strict):
     @checked(mode="after")
     def _parts_fit(self) -> TrainConfig:
         problems = _cached_problems(self) if isinstance(self.data, CachedData) else _pair_problems(self)
+        if (self.fit.loss == "sigmoid") != (self.branch.initial_logit_bias is not None):
+            problems.append(
+                f"fit.loss: {self.fit.loss!r} with branch.initial_logit_bias {self.branch.initial_logit_bias}; "
+                "the loss 'sigmoid' needs one (as published -10, and initial_logit_scale 10), 'info_nce' has none"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -27,12 +27,14 @@ from radglint.errors import ConfigError
 from radglint.gate import GatedScores
 from radglint.gather import gather_images, gather_texts
 from radglint.lora import add_lora, merged_state
-from radglint.losses import multi_positive_info_nce, sparsity_of_sums
+from radglint.losses import contrastive_loss, sparsity_of_sums
+from radglint.losses_local import alike_sentences, local_loss, local_rows
 from radglint.model import GlintConfig, GlintModel, trunk_blocks
 from radglint.pair_batches import PairBatch, StepData, equal_pieces, load_pairs
 from radglint.recompute import again
 from radglint.regularizer import DenseFeatureRegularizer
 from radglint.report_labels import (
+    LabelledSentences,
     join_duplicates,
     presence_verdicts,
     said,
@@ -159,23 +161,30 @@ class PairTask:
                                multiprocessing_context="spawn" if workers else None))  # fmt: skip
 
     def loss(self, batch: PairBatch, step: int) -> tuple[torch.Tensor, Numbers] | None:
-        """The contrastive loss of the whole batch, the gate's sparsity and the trunk's anchor."""
+        """The contrastive loss of the whole batch, the gate's sparsity, the trunk's anchor and any local loss."""
         sentences, fit = batch.sentences, self.config.fit
         if self.data.duplicate_cosine is not None and sentences.statements:
             sentences = join_duplicates(sentences, self._embed_frozen, self.data.duplicate_cosine)
         if not bool(sentences.positives.any()):
             return None
-        scores, mass, squares, anchor = self._scores(batch.pixels, self._texts(sentences.texts))
+        texts, (order, encoded) = self._texts(sentences.texts), self._encoded(batch.pixels)
+        scores, mass, squares = self._scores(encoded, texts, order)
+        anchor = torch.stack([anchor * len(tokens) for tokens, anchor in encoded]).sum() / scores.shape[1]
         positives, negatives = sentences.positives.to(scores.device), sentences.negatives.to(scores.device)
-        align_loss = multi_positive_info_nce(scores, positives, self.branch.logit_scale.exp(), negatives=negatives)
+        scale, bias = self.branch.logit_scale.exp(), self.branch.logit_bias
+        align_loss = contrastive_loss(fit.loss, scores, positives, negatives, scale, bias)
         kept, placed = ~negatives if fit.sparsity == "negatives" else positives, sentences.placed.to(scores.device)
         sums = (mass[placed], squares[placed], 1, kept[placed])
         sparsity = sparsity_of_sums(*sums, fit.sparsity, fit.sparsity_budget)
         weight = self._anchor_weight(step)
         numbers = {"align": align_loss, "sparsity": sparsity, "anchor": gather_sum(anchor), "anchor_weight": weight}
-        numbers |= {"mass_pos": mass[positives].mean(), "scale": self.branch.logit_scale.exp()}
+        numbers |= {"mass_pos": mass[positives].mean(), "scale": scale}
+        numbers |= {} if bias is None else {"bias": bias}
         numbers |= {"mass_neg": mass[negatives].mean()} if bool(negatives.any()) else {}
         total = align_loss + fit.sparsity_weight * sparsity + weight * self.ranks.count * anchor
+        if fit.local != "none":
+            numbers["local"] = self._local(encoded, texts, order, sentences)
+            total = total + fit.local_weight * numbers["local"]
         return total, {key: float(torch.as_tensor(value).detach()) for key, value in numbers.items()}
 
     def _anchor_weight(self, step: int) -> float:
@@ -201,23 +210,39 @@ class PairTask:
         rows, _ = gather_texts(torch.cat(embedded), torch.tensor(ids, device=self.ranks.device))
         return self.branch.text_adapter(rows)
 
-    def _scores(self, pixels: Sequence[torch.Tensor], texts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Scores, gate mass and squares per token, `texts all_images`; this process's share of the anchor's mean."""
+    def _encoded(self, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Mixed tokens and anchor of each piece; and the place of each of this process's images in the pieces."""
         pieces = equal_pieces(
             [tuple(image.shape) for image in pixels], self.config.microbatch_images, self.ranks, self.is_sharded
         )
         stacks = [torch.stack([pixels[k] for k in piece]).to(self.ranks.device) for piece in pieces]
         encoded = [self._encode(stacks[0])] if len(stacks) == 1 else self._encode_again(stacks)
-        sums, anchors = [], []
-        for tokens, anchor in encoded:
+        return torch.tensor([k for piece in pieces for k in piece], device=self.ranks.device).argsort(), encoded
+
+    def _scores(
+        self, encoded: Sequence[tuple[torch.Tensor, torch.Tensor]], texts: torch.Tensor, order: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Scores, gate mass and squares per token, `texts all_images`."""
+        sums = []
+        for tokens, _ in encoded:
             aligned = align(self.branch.gate, tokens, texts)
             share = (aligned.gate_mass / aligned.num_tokens, aligned.gate_squares / aligned.num_tokens)
             sums.append(torch.stack([aligned.scores, *share]))
-            anchors.append(anchor * len(tokens))
-        order = torch.tensor([k for piece in pieces for k in piece], device=texts.device).argsort()
-        local = torch.cat(sums, dim=2)[:, :, order]
-        total = len(pixels) * self.ranks.count
-        return *map(gather_images, local.unbind()), torch.stack(anchors).sum() / total
+        return [gather_images(own) for own in torch.cat(sums, dim=2)[:, :, order].unbind()]
+
+    def _local(
+        self, encoded: Sequence[tuple[torch.Tensor, torch.Tensor]], texts: torch.Tensor, order: torch.Tensor,
+        sentences: LabelledSentences,
+    ) -> torch.Tensor:  # fmt: skip
+        """The local loss of the whole batch."""
+        alike = alike_sentences([{fact.concept for fact, _ in s.readings} for s in sentences.statements])
+        labels = (sentences.positives, sentences.negatives, alike)
+        positives, negatives, alike = (label.to(self.ranks.device) for label in labels)
+        own = share_of_rank(positives.T, self.ranks.rank, self.ranks.count)[order.argsort()]
+        kind, rows = self.config.fit.local, []
+        for (tokens, _), held in zip(encoded, own.split([len(tokens) for tokens, _ in encoded]), strict=True):
+            rows.append(local_rows(kind, *self.branch.gate.contents(tokens, texts), held.T, alike))
+        return local_loss(kind, gather_images(torch.cat(rows, dim=1)[:, order]), positives, negatives, alike)
 
     def _encode_again(self, stacks: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Piece by piece, keeping tokens and no graph; a frozen trunk is not run twice."""

@@ -58,6 +58,7 @@ where is the nodule? | nodule
 épanchement pleural gauche | épanchement pleural gauche
 cardiomegaly | cardiomegaly
 no improvement in edema | edema
+effusion not increased | effusion
 no lack of effusion | effusion
 """
 
@@ -105,6 +106,8 @@ clear lungs without effusion | effusion in lungs
 no new consolidation | new consolidation
 no pneumonia seen | pneumonia
 no enlarged lymph nodes | enlarged lymph nodes
+no increased density | increased density
+no increased interstitial markings | increased interstitial markings
 lymph nodes are not enlarged | enlarged lymph nodes
 absent left lung | left lung
 patient has no effusion | effusion

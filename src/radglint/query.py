@@ -68,7 +68,8 @@ _STILL_THERE = re.compile(
     rf"\b(?:no|without)\s+(?:{_SIZE}\s+)*(?:(?:interval)\s+)*(?:change|increase|decrease|difference|growth|improvement"
     rf"|worsening|progression|resolution|clearing|absence|lack)(?:\s+(?:in|of)(?:\s+(?:size|extent|appearance)\s+of)?)?\b"
     rf"|\bnot?\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+)*(?:resolved|cleared|disappeared|gone|absent"
-    rf"|without|free\s+of|negative\s+for|changed|improved|worsened|increased|decreased|missing|only|just|merely)\b"
+    rf"|without|free\s+of|negative\s+for|missing|only|just|merely)\b"
+    rf"|\bnot\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+)*(?:changed|improved|worsened|increased|decreased)\b"
     rf"|\b(?:partial(?:ly)?|near(?:ly)?|incomplete(?:ly)?|almost|mostly)\s+(?:resolved|cleared|resolution\s+of)\b"
     rf"|\bno\s+doubt\b|\bwith\s+or\s+without\b.*|\b(?:without|no)\s+(?:iv\s+|intravenous\s+)?contrast\b",
     _FLAGS,

@@ -71,8 +71,8 @@ BASELINES: dict[str, Baseline] = {
     "FLAIR": Baseline(
         _PLAIN | FLAIR | _SIGMOID,
         "Xiao et al., CVPR 2025, arXiv 2412.03561",
-        "one head instead of eight and no value projection of its own; every sentence meets every image; no global "
-        "multi-positive loss; the slot's gate has no weight in the mean",
+        "one head instead of eight; every sentence meets every image; no global multi-positive loss; the zero slot "
+        "only shortens the pooled embedding, which a cosine does not see; scale and bias as for SigLIP",
     ),
     "RadZero": Baseline(
         _PLAIN | RADZERO,

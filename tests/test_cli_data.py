@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +122,21 @@ def test_a_conversion_that_fails_leaves_the_old_manifest(tmp_path: Path, source:
     code, _, errors = run(capsys, "convert", "ours", source, tmp_path / "o")
     assert (code, "row 3, column 'x'" in errors) == (2, True)
     assert (tmp_path / "o" / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_data_set_with_bad_rows_is_converted_without_them(tmp_path: Path, source: Path, capsys: Any) -> None:
+    def leaky(src: Path, out: Path) -> Iterator[ManifestRow]:
+        for k, row in enumerate(convert(src, out)):
+            yield replace(row, split="train" if k else "val")
+
+    sys.modules[REGISTRY].adapter = lambda name: leaky  # pyright: ignore[reportAttributeAccessIssue]
+    out = tmp_path / "o"
+    code, _, errors = run(capsys, "convert", "ours", source, out)
+    assert (code, "patient '1' is in train here and in val in row 1" in errors) == (2, True)
+    code, text, errors = run(capsys, "convert", "ours", source, out, "--drop-bad")
+    assert (code, errors, text.splitlines()[1]) == (0, "", f"1 images were left out: {out}/dropped.txt")
+    assert [row.id for row in read_manifest(out / "manifest.jsonl")] == ["a"]
+    assert (out / "dropped.txt").read_text().startswith("row 2 (id 'b'), column patient: patient '1' is in train here")
 
 
 def test_check_ends_with_0_on_warnings_and_2_on_errors(tmp_path: Path, capsys: Any) -> None:

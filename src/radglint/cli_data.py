@@ -39,6 +39,9 @@ def _add_convert(actions: Any) -> None:
     convert.add_argument("src", metavar="SRC", help="folder of the data set")
     convert.add_argument("out", metavar="OUT", help="folder for the manifest and decoded masks")
     convert.add_argument("--format", choices=FORMATS, default="jsonl", help="default: jsonl")
+    convert.add_argument(
+        "--drop-bad", action="store_true", help="leave rows with problems out, and list them in OUT/dropped.txt"
+    )
     convert.set_defaults(run=_convert)
 
 
@@ -73,8 +76,8 @@ def _convert(args: argparse.Namespace) -> None:
         raise InputError(f"{args.src}: no such folder; give the folder of {info.title}, with {info.expects}")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{args.out}: OUT needs a folder, but this is a file; choose another name")
-    from radglint.manifest import write_manifest
-    from radglint.writing import output_errors
+    from radglint.manifest import sound_rows, write_manifest
+    from radglint.writing import output_errors, write_text
 
     convert = registry.adapter(info.name)
     with output_errors(out):
@@ -82,8 +85,15 @@ def _convert(args: argparse.Namespace) -> None:
     rows = list(_with_bar(convert(source, out), f"converting {info.name}"))
     if not rows:
         raise InputError(f"{args.src}: holds no image of {info.title}; expected {info.expects}")
+    dropped = []
+    if args.drop_bad:
+        total = len(rows)
+        rows, problems = sound_rows(rows)
+        if problems:
+            listed = write_text(out / "dropped.txt", "".join(f"{problem}\n" for problem in problems))
+            dropped = [f"{total - len(rows)} images were left out: {listed}"]
     manifest = write_manifest(out / f"manifest.{args.format}", rows)
-    print("\n".join([f"{len(rows)} images of {info.title}: {manifest}", *_summary(rows), *_terms(info)]))
+    print("\n".join([f"{len(rows)} images of {info.title}: {manifest}", *dropped, *_summary(rows), *_terms(info)]))
 
 
 def _with_bar(rows: Iterable[Any], title: str) -> Iterator[Any]:

@@ -134,15 +134,26 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[ManifestRow]) ->
         InputError: another suffix, or `extra` holds what JSON cannot.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    raw = [(number, row_values(row)) for number, row in enumerate(rows, start=1)]
-    problems = [problem for number, values in raw for problem in RowCheck(number, values).run()]
-    problems += whole_problems(raw)
-    if not raw:
+    path, rows = Path(path), list(rows)
+    problems = sound_rows(rows)[1]
+    if not rows:
         problems.append(Problem(0, "", "no rows", "there are no rows to write; check where they come from"))
     if problems:
         raise ManifestError(path, problems)
-    return write_bytes(path, raw_bytes(path, (values for _, values in raw)))
+    return write_bytes(path, raw_bytes(path, map(row_values, rows)))
+
+
+def sound_rows(rows: Iterable[ManifestRow]) -> tuple[list[ManifestRow], list[Problem]]:
+    """The rows that `write_manifest` would take, and the problems of those it would not; rows count from 1.
+
+    Of an id that is there twice the first row stays, of a patient in two splits the rows of the first split.
+    """
+    rows = list(rows)
+    raw = [(number, row_values(row)) for number, row in enumerate(rows, start=1)]
+    problems = [problem for number, values in raw for problem in RowCheck(number, values).run()]
+    problems += whole_problems(raw)
+    bad = {problem.row for problem in problems}
+    return [row for number, row in enumerate(rows, start=1) if number not in bad], sorted(problems)
 
 
 def row_values(row: ManifestRow) -> dict[str, Any]:

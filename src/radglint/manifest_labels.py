@@ -31,8 +31,9 @@ KNOWN_LABELS: frozenset[str] = frozenset(
     pulmonary fibrotic sequela, honeycombing, halo sign, reverse halo sign, crazy-paving
     pacemaker, chest tube, endotracheal tube, tracheal tube, feeding tube, nasogastric tube, tracheostomy tube
     central line, central venous catheter, wire, sternotomy, prosthesis, subcutaneous emphysema, pneumomediastinum
-    pneumoperitoneum, pneumothoraces, scoliosis, kyphosis, spondylosis, hilar enlargement, mediastinal mass
-    hilar lymphadenopathy, hemidiaphragm elevation, hyperinflation, hypoinflation, hyperlucency, hypolucency
+    pneumoperitoneum, pneumoperitoneo, pneumothoraces, scoliosis, kyphosis, spondylosis, hilar enlargement
+    mediastinal mass, hilar lymphadenopathy, hemidiaphragm elevation, hyperinflation, hypoinflation
+    hyperlucency, hypolucency
     azygos lobe, situs inversus, tortuous aorta, calcified granuloma, calcified nodule, calcified pleural plaques
     """.replace("\n", ",").split(",")
     if name.strip()

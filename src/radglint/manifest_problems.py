@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from radglint.errors import ConfigError
@@ -197,7 +196,7 @@ class RowCheck:
             self.add(column, "backslashes", f"expected a path with /, got {value!r}; replace each backslash")
         elif value.startswith("~"):
             self.add(column, "bad path", f"expected a full path, got {value!r}; write the home folder out")
-        elif not Path(value).is_absolute() and posixpath.normpath(value).split("/")[0] == "..":
+        elif ".." in value and not os.path.isabs(value) and posixpath.normpath(value).split("/")[0] == "..":
             self.add(
                 column, "path leaves the folder",
                 f"expected a path below the manifest's folder, got {value!r}; give an absolute path",

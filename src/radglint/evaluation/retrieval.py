@@ -99,7 +99,7 @@ def both_ways(images: Any, texts: Any, image_ids: Sequence[Any], text_ids: Seque
 
 
 def label_overlap(labels: Any, least: float = 1.0) -> Relevance:
-    """Relevance of volumes by their findings: Jaccard index of the label sets at least `least`; two empty sets are equal.
+    """Relevance of volumes by their findings: Jaccard index of label sets at least `least`; two empty sets are equal.
 
     Args:
         labels: `volumes classes`, bool.

@@ -85,7 +85,7 @@ def test_a_class_that_validation_cannot_judge_takes_the_middle_strength() -> Non
 
 
 def test_broken_splits_and_settings_are_refused() -> None:
-    with pytest.raises(InputError, match="patient a0 is in two splits|patient a1"):
+    with pytest.raises(InputError, match="is in two splits"):
         probe("knn", NAMES, TRAIN, TRAIN, TEST)
     with pytest.raises(InputError, match="with 2 classes"):
         probe("knn", NAMES[:2], TRAIN, VAL, TEST)

@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from radglint.errors import ConfigError, InputError
 from radglint.evaluation.inputs import as_flags, ratio
 from radglint.evaluation.localisation import Empty, dice
+from radglint.evaluation.surfaces import bounding_slices
 
 Measure = Literal["dice", "iou"]
 HIT_DICE, EXACT_HIT_DICE, INSTANCE_DICE = 0.1, 0.05, 0.2
@@ -126,8 +127,11 @@ def score_finding(
         least_dice: of a pair of instances.
         empty: see `localisation.dice_of`.
     """
-    truth, truths = components(mask, connectivity, least_voxels)
-    found, predictions = components(marked, connectivity, least_voxels)
+    marked = as_flags("marked", marked)
+    mask = as_flags("mask", mask, marked.shape)
+    box = bounding_slices(marked | mask)
+    truth, truths = components(mask[box], connectivity, least_voxels)
+    found, predictions = components(marked[box], connectivity, least_voxels)
     hits = len(match(overlap_table(truth, found), least_dice)) if truths and predictions else 0
     return FindingScore(dice(marked, mask, empty), hits, predictions - hits, truths - hits)
 

@@ -20,6 +20,7 @@ Empty = Literal["one", "skip"]
 Box = Sequence[int]
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 SMOOTH_SIGMA_PX, SMOOTH_KERNEL_PX = 1.5, 13
+PIECE_VOXELS = 1 << 17  # fits the caches
 
 
 def as_map(values: Any) -> np.ndarray:
@@ -110,12 +111,7 @@ def cnr(values: Any, mask: Any) -> Contrast:
     """
     values = as_map(values)
     mask = as_flags("mask", mask, values.shape)
-    inside, outside = values[mask], values[~mask]
-    if np.isnan(values.max()):
-        inside, outside = inside[~np.isnan(inside)], outside[~np.isnan(outside)]
-    if not len(inside) or not len(outside):
-        return Contrast(float("nan"), float("nan"))
-    (mean_in, var_in), (mean_out, var_out) = _moments(inside), _moments(outside)
+    (mean_in, var_in), (mean_out, var_out) = _moments(values[mask]), _moments(values[~mask])
     signed = float(ratio(mean_in - mean_out, np.sqrt(var_in + var_out)))
     return Contrast(signed, abs(signed))
 
@@ -262,10 +258,15 @@ def smallest_not_below(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and variance, in float64."""
-    mean = float(values.mean(dtype=np.float64))
-    away = values - mean if values.dtype == np.float64 else values.astype(np.float64) - mean
-    return mean, float(away @ away) / len(values)
+    """Mean and variance of what was seen, in float64, in pieces that fit the caches; NaN of nothing."""
+    values = values[~np.isnan(values)] if len(values) and np.isnan(values.min()) else values
+    if not len(values):
+        return float("nan"), float("nan")
+    mean, square = float(values.mean(dtype=np.float64)), 0.0
+    for start in range(0, len(values), PIECE_VOXELS):
+        away = values[start : start + PIECE_VOXELS] - np.float64(mean)
+        square += float(away @ away)
+    return mean, square / len(values)
 
 
 def _inside(places: np.ndarray, boxes: Sequence[Box] | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

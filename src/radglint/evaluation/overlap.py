@@ -13,11 +13,10 @@ import numpy as np
 
 from radglint.errors import InputError
 from radglint.evaluation.inputs import as_flags, as_numbers, ratio
-from radglint.evaluation.localisation import Empty, as_map, dice_of, iou_of, smallest_not_below
+from radglint.evaluation.localisation import PIECE_VOXELS, Empty, as_map, dice_of, iou_of, smallest_not_below
 
 LEVELS = np.arange(101) / 100  # 0, 0.01, ..., 1: the steps of RadZero
 FEW_LEVELS = 24  # below this, comparing with each level beats looking the bin up
-PIECE_VOXELS = 1 << 17  # fits the caches
 
 
 @dataclass(frozen=True)

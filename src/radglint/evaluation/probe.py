@@ -115,7 +115,7 @@ def probe(
             usable = ~np.isnan(scores)
             values = per_class(auroc, names, np.where(usable, scores, 0), test.positive, test.known & usable)
             values.left_out.update({n: "no positives or no negatives in the drawn training patients"
-                                    for n, u in zip(names, usable.any(0), strict=True) if not u})  # fmt: skip
+                                    for k, n in enumerate(names) if not usable[:, k].any()})  # fmt: skip
             patients = len(np.unique(part.patients))
             found.append(ProbeResult(kind, fraction, seed, patients, len(part.features), strength, values))
     return found
@@ -154,8 +154,8 @@ def knn_scores(
     Returns:
         `queries classes` in [0, 1]; NaN where no case with both answers is known.
 
-    Naive form: for each query the `neighbours` known cases of the highest cosine; sum of the weights of the positive ones
-    over the sum of all.
+    Naive form: for each query the `neighbours` known cases of the highest cosine; sum of the weights of the positive
+    ones over the sum of all.
     """
     cases, asked = _unit(features), _unit(queries)
     scores = np.full((len(asked), positive.shape[1]), np.nan)

@@ -75,7 +75,7 @@ def ranks(queries: Any, keys: Any, query_ids: Sequence[Any], key_ids: Sequence[A
         query_ids: `queries`.
         key_ids: `keys`.
 
-    Naive form: for each query the cosines of all keys; those above, equal to and equal but positive to the best positive.
+    Naive form: for each query the cosines of all keys; those above the best positive, and those equal to it.
     """
     queries, keys = _unit("queries", queries), _unit("keys", keys)
     wanted, owned = _ids(query_ids, key_ids, len(queries), len(keys))
@@ -91,7 +91,7 @@ def ranks(queries: Any, keys: Any, query_ids: Sequence[Any], key_ids: Sequence[A
 
 
 def both_ways(images: Any, texts: Any, image_ids: Sequence[Any], text_ids: Sequence[Any]) -> dict[str, Ranks]:
-    """ "image to text" and "text to image"; arguments as `ranks`."""
+    """Ranks by direction, "image to text" and "text to image"; arguments as `ranks`."""
     return {
         "image to text": ranks(images, texts, image_ids, text_ids),
         "text to image": ranks(texts, images, text_ids, image_ids),
@@ -99,7 +99,7 @@ def both_ways(images: Any, texts: Any, image_ids: Sequence[Any], text_ids: Seque
 
 
 def label_overlap(labels: Any, least: float = 1.0) -> Relevance:
-    """Relevance of volumes by their findings: Jaccard index of the label sets at least `least`; two empty sets are equal.
+    """Relevance of volumes by their findings: Jaccard index of label sets at least `least`; two empty sets are equal.
 
     Args:
         labels: `volumes classes`, bool.
@@ -136,8 +136,8 @@ def average_precision_at(
         groups: `volumes`, patients.
 
     Returns:
-        `volumes`; NaN where nothing relevant is left to be found. Their mean is MAP@k; the code of CT-CLIP was not read,
-        so its rule of relevance and its divisor are not confirmed.
+        `volumes`; NaN where nothing relevant is left to be found. Their mean is MAP@k; the code of CT-CLIP was not
+        read, so its rule of relevance and its divisor are not confirmed.
 
     Naive form: sum over ranks i <= k of precision(i) relevant(i), divided by min(k, relevant keys).
     """

@@ -42,7 +42,7 @@ def surface_distances(marked: Any, mask: Any, spacing_mm: Sequence[float]) -> Su
     spacing = np.asarray(spacing_mm, np.float64)
     if spacing.shape != (marked.ndim,) or not (spacing > 0).all() or not np.isfinite(spacing).all():
         raise InputError(f"spacing_mm: expected {marked.ndim} numbers above 0, one for each axis, got {spacing_mm}")
-    box = _bounds(marked | mask)
+    box = bounding_slices(marked | mask)
     edge, true_edge = _surface(marked[box]), _surface(mask[box])
     return SurfaceDistances(_distances(edge, true_edge, spacing), _distances(true_edge, edge, spacing))
 
@@ -89,7 +89,7 @@ def _distances(edge: np.ndarray, other: np.ndarray, spacing: np.ndarray) -> np.n
     return np.asarray(distance_transform_edt(~other, sampling=spacing))[edge]
 
 
-def _bounds(mask: np.ndarray) -> tuple[slice, ...]:
+def bounding_slices(mask: np.ndarray) -> tuple[slice, ...]:
     """The smallest box around all True; distances between surfaces do not reach outside it."""
     found = []
     for axis in range(mask.ndim):

@@ -306,8 +306,10 @@ def labels_of(row: ManifestRow) -> Mapping[str, LabelState]:
     states: dict[str, LabelState] = {"holds": "present", "fails": "absent"}
     verdicts = {concept: holds_for(Fact(concept), facts) for concept in _DRAWN[row.modality]}
     labels = {concept: states[verdict] for concept, verdict in verdicts.items() if verdict in states}
-    doubted = [concept for concept in row.extra.get("doubted", ()) if labels.get(concept) != "present"]
-    return labels | dict.fromkeys(doubted, "uncertain")
+    for concept in row.extra.get("doubted", ()):
+        if labels.get(concept) != "present":
+            labels[concept] = "uncertain"
+    return labels
 
 
 def concepts_of_labels(

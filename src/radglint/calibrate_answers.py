@@ -121,8 +121,8 @@ def _checked(line: Any, *, is_head: bool) -> dict[str, Any]:
         good = line.get("format") == FORMAT
     else:
         scores = line.get("scores")
-        good = isinstance(line.get("id"), str) and isinstance(line.get("image"), str) and isinstance(scores, dict)
-        good = good and all(isinstance(score, float) for score in scores.values())
+        named = isinstance(line.get("id"), str) and isinstance(line.get("image"), str)
+        good = named and isinstance(scores, dict) and all(isinstance(score, float) for score in scores.values())
     if not good:
         raise ValueError("other keys")
     return line

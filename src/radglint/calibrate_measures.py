@@ -16,7 +16,7 @@ from radglint.evaluation.calibration import brier, ece, log_loss
 from radglint.evaluation.classification import auroc
 
 DRAWS = 1000
-HEADER = (
+HEADER: tuple[str, ...] = (
     "", "class", "n", "present", "method", "AUROC (95 %)", "ECE", "Brier", "log loss", "threshold", "sensitivity",
     "specificity", "abstained",
 )  # fmt: skip

@@ -156,9 +156,10 @@ def _labels(
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Modality to concept to label, only where there is one; and remarks on labels left out."""
     found, remarks = {}, []
-    for modality in sorted({row.modality for row in rows}):
+    for modality in checkpoint.calibration.modalities:
         names = {label for row in rows if row.modality == modality for label in labels_of(row)}
-        taken, left = concepts_of_labels(sorted(names), checkpoint.calibration.modalities[modality], checkpoint.prompts)
+        maps = checkpoint.calibration.modalities[modality]
+        taken, left = concepts_of_labels(sorted(names), maps, checkpoint.prompts)
         asked = answerer.concepts_of(list(taken)) if taken else []
         for concept, as_asked in zip(taken, asked, strict=True):
             if as_asked != concept:  # a bank that lacks the concept's own name

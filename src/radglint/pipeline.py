@@ -316,7 +316,8 @@ def level_of(maps: ModalityCalibration, concept: str, given: float | None) -> Le
         moved = abstention.nearest(DEFAULT_THRESHOLD)
         level = Level(moved, DEFAULT_THRESHOLD, f"calibrated to abstain, alpha {abstention.alpha:g}", abstention)
     else:
-        return Level(*(DEFAULT_THRESHOLD if given is None else given,) * 2)
+        plain = DEFAULT_THRESHOLD if given is None else given
+        return Level(plain, plain)
     return level if given is None else Level(given, given, f"given, in place of {level.presence:.3g} ({level.source})")
 
 

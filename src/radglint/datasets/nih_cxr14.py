@@ -17,7 +17,7 @@ resized.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from radglint.datasets.tables import (
     view,
 )
 from radglint.errors import InputError
-from radglint.manifest import ManifestRow, Phrase
+from radglint.manifest import LabelState, ManifestRow, Phrase
 
 NAME = "nih-chestxray14"
 LABELS: dict[str, str] = {
@@ -90,6 +90,8 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
             raise InputError(f"{where}: {name} is neither in train_val_list.txt nor in test_list.txt")
         size = raster_size_px(path) if name in marks else None
         patient = patient_of(name)
+        phrases = _phrases(marks[name], size) if size else ()
+        states = listed_states(LABELS, [_label(where, text) for text in row["Finding Labels"].split("|")])
         yield ManifestRow(
             id=name.rsplit(".", 1)[0],
             image=str(path),
@@ -100,12 +102,18 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
             series=name,
             split=splits[name],
             view=view(row["View Position"]),
-            labels=listed_states(LABELS, [_label(where, text) for text in row["Finding Labels"].split("|")]),
-            phrases=_phrases(marks[name], size) if size else (),
+            labels=_not_denied(states, phrases),
+            phrases=phrases,
             size_px=size,
             extra={"age": row.get("Patient Age", ""), "sex": row.get("Patient Gender", row.get("Patient Sex", ""))},
         )
     images.finish()
+
+
+def _not_denied(states: Mapping[str, LabelState], phrases: Sequence[Phrase]) -> dict[str, LabelState]:
+    """A finding that a radiologist drew but the report's labels leave out is unlabelled, not absent."""
+    drawn = {phrase.label for phrase in phrases}
+    return {label: state for label, state in states.items() if state != "absent" or label not in drawn}
 
 
 def patient_of(name: str) -> str:

@@ -62,7 +62,8 @@ def test_nih_rows(tmp_path):
     assert (boxed.patient, boxed.study, boxed.split, boxed.view) == ("1", "1_0", "train", "PA")
     assert present(boxed) == {"cardiomegaly", "pleural effusion"}
     assert set(boxed.labels.values()) == {"present", "absent"}
-    assert len(boxed.labels) == 15
+    assert "infiltration" not in boxed.labels  # drawn, but not in the list: neither present nor absent
+    assert len(boxed.labels) == 14
     assert boxed.phrases == (
         Phrase("cardiomegaly", "cardiomegaly", ((200, 100, 600, 401), (600, 500, 700, 600))),
         Phrase("infiltration", "infiltration", ((20, 10, 60, 40),)),

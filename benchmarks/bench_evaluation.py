@@ -95,7 +95,7 @@ def bench_maps(name: str, shape: tuple[int, ...], repeats: int) -> None:
         theirs = _time(plain)[0] if plain else float("nan")
         total, plain_total = total + ours, plain_total + (theirs if plain else ours)
         print(f"  {measure:20s}{1000 * ours:9.1f} ms, plain {1000 * theirs:9.1f} ms, {ours / read:6.1f} x read")
-    print(f"  {'all':20s}{1000 * total:9.1f} ms, {total / plain_total:.0%} of the plain forms, {total / read:.1f} x read; "
+    print(f"  {'all':20s}{1000 * total:9.1f} ms, {total / plain_total:.0%} of plain, {total / read:.1f} x read; "
           f"share of metrics in read + metrics: {total / (total + read):.0%}")  # fmt: skip
 
 

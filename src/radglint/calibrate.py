@@ -305,7 +305,7 @@ def labels_of(row: ManifestRow) -> Mapping[str, LabelState]:
     facts = [Fact(f["concept"], f["side"], f["zone"], f["size"]) for f in row.extra["facts"]]
     states: dict[str, LabelState] = {"holds": "present", "fails": "absent"}
     verdicts = {concept: holds_for(Fact(concept), facts) for concept in _DRAWN[row.modality]}
-    labels = {concept: states[verdict] for concept, verdict in verdicts.items() if verdict in states}
+    labels: dict[str, LabelState] = {c: states[verdict] for c, verdict in verdicts.items() if verdict in states}
     for concept in row.extra.get("doubted", ()):
         if labels.get(concept) != "present":
             labels[concept] = "uncertain"

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -27,6 +28,8 @@ FOLDS = 5
 ISOTONIC_LEAST = 100  # present, and absent, from which `auto` considers isotonic: it has as many parameters as steps
 TILT = 0.01  # share of the straight line's slope that an isotonic map rises by where the fit is flat
 MAX_STEPS = 100
+
+Fitted = Literal["platt", "temperature", "isotonic"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,14 +248,14 @@ def held_out_logits(method: str, cases: ClassCases, shipped: ScoreMap) -> np.nda
     return logits
 
 
-def choose_method(cases: ClassCases, shipped: ScoreMap) -> str:
+def choose_method(cases: ClassCases, shipped: ScoreMap) -> Fitted:
     """Platt, or isotonic where there are `ISOTONIC_LEAST` of both labels and its log loss on other patients is less."""
     count = int(cases.present.sum())
     if min(count, len(cases.present) - count) < ISOTONIC_LEAST:
         return "platt"
     targets = cases.present.astype(np.float64)
-    losses = {method: _loss(held_out_logits(method, cases, shipped), targets) for method in ("platt", "isotonic")}
-    return min(losses, key=losses.__getitem__)
+    methods: tuple[Fitted, ...] = ("platt", "isotonic")
+    return min(methods, key=lambda method: _loss(held_out_logits(method, cases, shipped), targets))
 
 
 def prior_shift(fitted: float, wanted: float) -> float:

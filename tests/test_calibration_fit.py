@@ -161,6 +161,7 @@ def test_isotonic_is_chosen_only_with_many_cases_and_where_it_is_better() -> Non
 
 def test_the_prior_shift_is_bayes_rule() -> None:
     """Two normal classes: the posterior at another prevalence, from densities, against the shifted logit."""
+
     def posterior(x: float, prevalence: float) -> float:
         one, other = (prevalence * math.exp(-((x - 1) ** 2) / 2), (1 - prevalence) * math.exp(-(x**2) / 2))
         return one / (one + other)

@@ -112,7 +112,9 @@ def _add_ask(commands: Any) -> None:
     ask.add_argument("--json", action="store_true", help="print one JSON document")
     ask.add_argument("--model", metavar="NAME|PATH", default=None, help="default: nano; see `radglint models list`")
     ask.add_argument(
-        "--threshold", metavar="T", type=_probability,
+        "--threshold",
+        metavar="T",
+        type=_probability,
         help="present from this probability on (default: what the model was calibrated to, else 0.5)",
     )
     ask.add_argument("--series", metavar="S", help="DICOM series: its UID or number, where a folder holds several")

@@ -162,8 +162,11 @@ def segmentation(placer: Placer, validation: Sequence[Line]) -> ProtocolResult:
         for name, area in areas.items():
             rows[kind].setdefault(name, {})["pixel_auroc"] = Estimate(value=area, n=placer.counts[name])
     curves = {name: _sweep_curve(placer, name, kinds) for name in names}
-    how = {"oracle": "as published (RadZero): per class the best threshold of 0 to 1 in steps of .01 on the test positives",
-           "validation": "per class the best threshold on the validation split", "fixed": "0.5 for every class"}  # fmt: skip
+    how = {
+        "oracle": "as published (RadZero): per class the best threshold of 0, .01, ... 1 on the test positives",
+        "validation": "per class the best threshold on the validation split",
+        "fixed": "0.5 for every class",
+    }
     missing = [name for name in names if chosen[name] is None]
     notes = [f"no place in the validation split, so no threshold from it: {', '.join(missing)}"] if missing else []
     return placer.result("zero-shot-segmentation", "Zero-shot segmentation", "RadZero, segmentation_utils.py", how,
@@ -256,12 +259,13 @@ def rexgroundingct(placer: Placer) -> ProtocolResult:
         counts = np.array([numbers.get("instances", (0, 0, 0)) for _, numbers in found], dtype=float)
         means |= _instances(counts, groups, placer)
     how = {
-        "honest": f"masks as answered at the fixed threshold; a hit is Dice >= {HIT_DICE:g} (board), >= {EXACT_HIT_DICE:g} "
-        f"(EXACT); an instance is found at Dice >= {INSTANCE_DICE:g}, pooled over findings"
+        "honest": f"masks as answered at the fixed threshold; a hit is Dice >= {HIT_DICE:g} (board) or "
+        f">= {EXACT_HIT_DICE:g} (EXACT); an instance is found at Dice >= {INSTANCE_DICE:g}, pooled over findings"
     }
     return ProtocolResult(
-        name="rexgroundingct", title="ReXGroundingCT", citation="rexrank.ai/rexgroundingct", label_set="findings in words",
-        num_classes=len(found), columns=("honest",), how=how, means={"honest": means}, average=f"mean over {len(found)} findings",
+        name="rexgroundingct", title="ReXGroundingCT", citation="rexrank.ai/rexgroundingct",
+        label_set="findings in words", num_classes=len(found), columns=("honest",), how=how, means={"honest": means},
+        average=f"mean over {len(found)} findings",
     )  # fmt: skip
 
 
@@ -270,7 +274,8 @@ def _instances(counts: np.ndarray, groups: np.ndarray, placer: Placer) -> Measur
     tp, fp, fn = counts.T
     means: Measures = {}
     for measure, top, bottom in (
-        ("instance_precision", tp, tp + fp), ("instance_recall", tp, tp + fn), ("instance_f1", 2 * tp, 2 * tp + fp + fn),
+        ("instance_precision", tp, tp + fp), ("instance_recall", tp, tp + fn),
+        ("instance_f1", 2 * tp, 2 * tp + fp + fn),
     ):  # fmt: skip
         drawn = bootstrap(ratio_statistic(top, bottom), groups, placer.draws, placer.seed)
         means[measure] = estimate(drawn.interval(), len(counts))

@@ -1,4 +1,4 @@
-"""How much the frozen image features hold: a linear probe and k-NN on the mean patch, with 1, 10 and 100 % of the patients."""
+"""How much the frozen features hold: linear probe and k-NN on the mean patch, 1, 10 and 100 % of the patients."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
     protocols = with_cases(measured, pipe, rows, lines, config, bank)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"), radglint_version=version("radglint"),
-        versions=_versions(), seed=config.seed, command=command, suite=config.name, split=config.split, model=model_facts(pipe),
+        versions=_versions(), seed=config.seed, command=command, suite=config.name, split=config.split,
+        model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
         resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
         protocols=tuple(protocols), left_out=(*_unread(lines), *left_out),
@@ -241,6 +242,7 @@ def measure(
         raise InputError(
             f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}"
         )
+    fitted = answered(lines, config.probe_split) if config.probe_split else []
     placer = locate.Placer(bank, test, config.unit, config.draws, config.seed)
     many: dict[str, Any] = {"unit": config.unit, "draws": config.draws, "seed": config.seed}
     scale = classify.scale_of(_logit_scale(pipe, bank))
@@ -254,7 +256,7 @@ def measure(
         "trust": lambda: trust.trust(bank, test, **many),
         "prompt-sensitivity": lambda: classify.prompt_sensitivity(bank, test, SENSITIVITY_STYLES, **many),
         "retrieval": lambda: retrieve.retrieval(bank, test, rows, config.retrieval_images),
-        "probe": lambda: probes(bank, answered(lines, config.probe_split) if config.probe_split else [], validation, test),
+        "probe": lambda: probes(bank, fitted, validation, test),
     }  # fmt: skip
     for name, protocol in CLASSIFICATION.items():
         runs[name] = lambda p=protocol: classify.classify(p, bank, test, validation, scale=scale, **many)

@@ -74,7 +74,7 @@ def probability_of(line: Line, name: str) -> float:
 
 
 def asked_probability(line: Line, name: str) -> float:
-    """The same, halved out of scope: it ranks as before, and never reaches the one half from which a class is present."""
+    """The same, halved out of scope: it ranks as before, and never reaches one half."""
     answer = answer_of(line, name)
     return answer["probability"] / (1.0 if answer["in_scope"] else 2.0 + 1e-9)
 

@@ -110,7 +110,7 @@ def pointing(placer: Placer) -> ProtocolResult:
         placer.enter(rows[column], means[column], "pointing", lambda n: n["hit"], unit=unit)
         placer.enter(rows[column], means[column], "chance", lambda n: n["chance"], unit=unit)
     how = {"published": "highest pixel inside any box of the class, the first of equals; images are drawn",
-           "honest": "the same; patients are drawn; chance is the share of the image that the truth covers"}  # fmt: skip
+           "honest": "the same; patients are drawn; chance: the share of the image that the truth covers"}  # fmt: skip
     return placer.result("pointing", "Pointing game", "RadZero, grounding_utils.py", how, rows, means)
 
 

@@ -25,8 +25,8 @@ class ClassificationProtocol:
         title: in tables.
         source: who published it.
         style: prompt style, see `radglint.prompt_banks`.
-        scoring: ask = probability of `ask`; positive = cosine of the positive prompts; pair = softmax of positive against
-            negative; ensemble = mean cosine of the positive prompts less that of the negative ones.
+        scoring: ask = probability of `ask`; positive = cosine of the positive prompts; pair = softmax of positive
+            against negative; ensemble = mean cosine of the positive prompts less that of the negative ones.
         temperature: of the softmax; None = that of the trained model, 1 = none.
         threshold: of the published column; the honest column chooses the same criterion on the validation split.
         how: what the published column does, in a sentence.

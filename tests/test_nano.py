@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import radglint
+from radglint.evaluation.suite import evaluate, named_suite
 from radglint.registry import locate
 
 EXPECTED = json.loads((Path(__file__).parent / "nano_expected.json").read_text())
@@ -70,3 +73,19 @@ def test_negated_and_out_of_scope_queries_mark_nothing(mass_findings: radglint.F
     assert not femur.in_scope
     assert not femur.mask(0.01).any()
     assert "outside" in femur.remark
+
+
+def test_the_referee_gives_the_numbers_of_the_card(shared_data: Path, tmp_path: Path) -> None:
+    """Forty held-out radiographs through manifest, suite and protocols; the card has all of them."""
+    recipes = Path(__file__).resolve().parents[1] / "recipes"
+    command = [sys.executable, str(recipes / "real_manifest.py"), str(shared_data), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    config = named_suite("chestxray14", tmp_path / "nih.jsonl", tmp_path / "out", limit=20).model_copy(
+        update={"protocols": ("radglint", "trust", "calibration"), "draws": 20}
+    )
+    found = {p.name: p.means["honest"] for p in evaluate(config).protocols}
+    numbers = {
+        "radglint_auroc": found["radglint"]["auroc"].value, "ece_pooled": found["calibration"]["ece_pooled"].value, "negation_kept": found["trust"]["negation_kept"].value,
+        "foreign_refused": found["trust"]["foreign_refused"].value,
+    }  # fmt: skip
+    assert numbers == {name: pytest.approx(EXPECTED[name], abs=TOLERANCE) for name in numbers}

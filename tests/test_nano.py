@@ -85,7 +85,9 @@ def test_the_referee_gives_the_numbers_of_the_card(shared_data: Path, tmp_path: 
     )
     found = {p.name: p.means["honest"] for p in evaluate(config).protocols}
     numbers = {
-        "radglint_auroc": found["radglint"]["auroc"].value, "ece_pooled": found["calibration"]["ece_pooled"].value, "negation_kept": found["trust"]["negation_kept"].value,
+        "radglint_auroc": found["radglint"]["auroc"].value,
+        "ece_pooled": found["calibration"]["ece_pooled"].value,
+        "negation_kept": found["trust"]["negation_kept"].value,
         "foreign_refused": found["trust"]["foreign_refused"].value,
-    }  # fmt: skip
+    }
     assert numbers == {name: pytest.approx(EXPECTED[name], abs=TOLERANCE) for name in numbers}

@@ -272,3 +272,12 @@ def test_a_protocol_without_any_case_is_left_out_by_name(run: SuiteConfig, finis
         "means": {"published": {}, "honest": {}}, "lead": ""})])  # fmt: skip
     assert kept == [finished.protocols[0]]
     assert [row.what for row in left_out] == [finished.protocols[1].title]
+
+
+def test_one_image_alone_leaves_every_class_out(run: SuiteConfig, finished: suite.Results) -> None:
+    lines = [line for line in kept_lines(run.out / suite.ANSWERS) if line["id"] == "case0"]
+    found = classify(
+        CLASSIFICATION["radzero"], load_bank(run.bank), lines, [], unit="patient", scale=1.0, draws=5, seed=0
+    )
+    assert found.means == {"published": {}, "honest": {}}
+    assert [row.what for row in found.left_out] == ["Nodule", "Effusion"]

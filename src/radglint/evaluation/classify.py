@@ -86,7 +86,7 @@ def classify(
     return ProtocolResult(
         name=protocol.name, title=protocol.title, citation=protocol.source, label_set=bank.title,
         num_classes=len(bank.classes), how={"published": protocol.how, "honest": _honest(protocol, fitted)},
-        lead="auroc", classes=classes, means={column: means for column, (_, means) in measured.items()},
+        lead="auroc" if classes else "", classes=classes, means={column: means for column, (_, means) in measured.items()},
         notes=_notes(thresholds["honest"]), left_out=tuple(left_out),
     )  # fmt: skip
 
@@ -147,6 +147,8 @@ def _measured(table: ClassTable, thresholds: np.ndarray, draws: int, seed: int) 
     """Measures of each class, and their means over the classes."""
     rows: list[Measures] = [{} for _ in table.names]
     means: Measures = {}
+    if not rows:
+        return rows, means
     counts = [int(n) for n in table.known.sum(axis=0)]
     for name, statistic in (("auroc", auroc_statistic), ("average_precision", average_precision_statistic)):
         values = statistic(table.scores, table.positive, table.known)
@@ -177,8 +179,6 @@ def _enter(
     rows: list[Measures], means: Measures, name: str, statistic: Any, table: ClassTable, counts: list[int], draws: int,
     seed: int,
 ) -> None:  # fmt: skip
-    if not rows:
-        return
     drawn: Bootstrap = bootstrap(statistic, table.groups, draws, seed)
     for k, row in enumerate(rows):
         row[name] = estimate(drawn.interval(k), counts[k])

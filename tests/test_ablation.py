@@ -32,8 +32,8 @@ pytest.importorskip("accelerate", reason="the extra radglint[train] is not insta
 def test_every_variant_is_a_configuration_and_differs(tmp_path: Path, recipe: str) -> None:
     config = tiny_run(tmp_path, recipe)
     variants = variants_for(config)
-    has_dropout = {"patch dropout"}  # cxr_nano has it, so that the variant would change nothing
-    assert set(variants) == {*VARIANTS, *(PAIR_VARIANTS if recipe == "cxr_base" else CACHED_VARIANTS)} - has_dropout
+    has = {"patch dropout", "evidence loss from the start"}  # in cxr_nano, so that the variants would change nothing
+    assert set(variants) == {*VARIANTS, *(PAIR_VARIANTS if recipe == "cxr_base" else CACHED_VARIANTS)} - has
     made = [changed(config, changes, Path("x"), 0, None).model_dump_json() for changes in variants.values()]
     repeated = {"cosine anchor"} if recipe == "cxr_base" else set()  # what the recipe has already
     assert len(set(made)) == len(made) - len(repeated)

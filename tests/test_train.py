@@ -31,6 +31,7 @@ from radglint.train import (
     SentencePool,
     batch_order,
     branch_loss,
+    evidence_weight_at,
     fit_branch,
     keep_patches,
     label_pairs,
@@ -225,7 +226,7 @@ def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any, loss: dict[str, An
         batch = [replace(c, tokens=c.tokens + 2.0) if k == changed else c for k, c in enumerate(images)]
         bias = -1.0 if config.loss == "sigmoid" else None  # at -10 a negative pair hardly has a loss
         branch = tiny_branch(config=CONFIG.model_copy(update={"initial_logit_bias": bias}))
-        loss, _ = branch_loss(branch, batch, GRID, texts, statements, config)
+        loss, _ = branch_loss(branch, batch, GRID, texts, statements, config, step=0)
         loss.backward()
         return float(loss.detach()), torch.cat([p.grad.flatten() for p in branch.parameters() if p.grad is not None])
 
@@ -257,7 +258,7 @@ def test_a_local_loss_is_added_with_its_weight_and_trains_the_patches(local: Any
 
     def numbers(**changes: Any) -> tuple[float, dict[str, float], torch.Tensor]:
         branch = tiny_branch()
-        loss, log = branch_loss(branch, images, GRID, texts, statements, FitConfig(**changes))
+        loss, log = branch_loss(branch, images, GRID, texts, statements, FitConfig(**changes), step=0)
         loss.backward()
         gradient = branch.gate.image_content.weight.grad
         assert gradient is not None
@@ -277,7 +278,7 @@ def test_the_budget_is_that_of_the_configuration() -> None:
 
     def sparsity(budget: float) -> float:
         config = FitConfig(sparsity="budget", sparsity_weight=1.0, sparsity_budget=budget)
-        return branch_loss(tiny_branch(), images, GRID, texts, [AIR], config)[1]["sparsity"]
+        return branch_loss(tiny_branch(), images, GRID, texts, [AIR], config, step=0)[1]["sparsity"]
 
     assert sparsity(0.9) == 0.0
     assert sparsity(0.01) > sparsity(0.1) > 0
@@ -393,3 +394,9 @@ def test_with_the_evidence_loss_the_map_itself_says_where_nothing_is() -> None:
     highest = logits[0].float().max(dim=-1).values - fit.evidence_offset
     there = torch.tensor([AIR in case.facts for case in held_out])
     assert ((highest > 0) == there).float().mean() > 0.85
+
+
+def test_the_evidence_loss_begins_when_it_is_told_to() -> None:
+    config = FitConfig(evidence_weight=0.5, evidence_from_step=20)
+    assert [evidence_weight_at(step, config) for step in (0, 20, 70, 120, 500)] == [0, 0, 0.25, 0.5, 0.5]
+    assert evidence_weight_at(0, FitConfig(evidence_weight=0.5)) == 0.5

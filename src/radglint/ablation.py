@@ -59,6 +59,7 @@ VARIANTS: dict[str, Changes] = {
 CACHED_VARIANTS: dict[str, Changes] = {
     "patch dropout": {"fit.patch_dropout": 0.7},
     "no patch dropout": {"fit.patch_dropout": 0.0},
+    "evidence loss from the start": {"fit.evidence_from_step": 0},
     "no evidence loss": {"fit.evidence_weight": 0.0, "fit.in_lungs": []},
     "bare sigmoid gate": BARE,
     "bare, mean pooling": BARE | MEAN,

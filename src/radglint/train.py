@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from radglint.alignment import Alignment
 from radglint.cases import Case
@@ -44,6 +44,7 @@ SHOWN_PATCHES = {
     "endotracheal tube": (3, 3, 3), "chest tube": (4, 4, 4),
 }  # fmt: skip
 SIZES = ("small", "medium", "large")
+EVIDENCE_RAMP = 100  # steps; at full weight from the start the evidence loss can hold the gate on its first plateau
 LEAST_SHOWN = 2.0  # patches that must be left of a finding, on average, for a step that leaves patches out
 Embed = Callable[[Sequence[str]], torch.Tensor]
 
@@ -69,6 +70,7 @@ class FitConfig(BaseModel):
     sparsity_budget: float = 0.05  # for the budget form: share of patches that a positive sentence may use
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)  # of the patches, up to this share is left out of a step
     evidence_weight: NonNegativeFloat = 0.0  # of `evidence_loss` on the map logits; 0 = off
+    evidence_from_step: NonNegativeInt = 0  # its weight rises over the next `EVIDENCE_RAMP` steps; 0 = full at once
     evidence_offset: float = 4.0  # the map logit that is neither yes nor no
     in_lungs: tuple[str, ...] = ()  # concepts whose gate opens in the lungs only, at the height that is said
     patches_per_token: PositiveInt = 1  # patches of 14 px or 14 mm that a token stands for, see `SHOWN_PATCHES`
@@ -192,11 +194,18 @@ def shown_patches(statement: Fact) -> int:
     return SHOWN_PATCHES.get(statement.concept, (2, 4, 8))[SIZES.index(statement.size or "small")]
 
 
+def evidence_weight_at(step: int, config: FitConfig) -> float:
+    """Weight of the evidence loss: 0 until it begins, then rising linearly to its full value."""
+    if config.evidence_from_step == 0:
+        return config.evidence_weight
+    return config.evidence_weight * min(max(step - config.evidence_from_step, 0) / EVIDENCE_RAMP, 1.0)
+
+
 def branch_loss(
     branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, statements: Sequence[Fact],
-    config: FitConfig,
+    config: FitConfig, step: int,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
-    """Loss of one batch and the numbers worth logging."""
+    """Loss of one batch at one step, and the numbers worth logging."""
     tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
     positives, negatives = label_pairs(statements, cases)
     kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
@@ -239,7 +248,7 @@ def branch_loss(
         least = shown.round().clamp_min(1).long()
         evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, least)
         log["evidence"] = float(evidence.detach())
-        loss = loss + config.evidence_weight * evidence
+        loss = loss + evidence_weight_at(step, config) * evidence
     return loss, log
 
 
@@ -285,7 +294,7 @@ def fit_branch(
     start = time.monotonic()
     for step, batch in zip(range(config.steps), batch_order(cases, config, rng), strict=False):
         texts, statements = pool.draw(batch, config.sentences_per_fact, rng)
-        loss, log = branch_loss(branch, batch, grid, texts, statements, config)
+        loss, log = branch_loss(branch, batch, grid, texts, statements, config, step)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)

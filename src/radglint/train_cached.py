@@ -198,7 +198,7 @@ class CachedTask:
             return None
         shared: Any = SharedBranch(self.branch, self.ranks, self.config.microbatch_images)
         branch = self.branch if self.is_plain else shared
-        return branch_loss(branch, cases, self.data.grid_tokens, texts, statements, self.config.fit)
+        return branch_loss(branch, cases, self.data.grid_tokens, texts, statements, self.config.fit, step)
 
     def keep(self, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tokens and sentence embeddings; facts and statements."""

@@ -86,7 +86,8 @@ def classify(
     return ProtocolResult(
         name=protocol.name, title=protocol.title, citation=protocol.source, label_set=bank.title,
         num_classes=len(bank.classes), how={"published": protocol.how, "honest": _honest(protocol, fitted)},
-        lead="auroc" if classes else "", classes=classes, means={column: means for column, (_, means) in measured.items()},
+        lead="auroc" if classes else "", classes=classes,
+        means={column: means for column, (_, means) in measured.items()},
         notes=_notes(thresholds["honest"]), left_out=tuple(left_out),
     )  # fmt: skip
 

@@ -213,7 +213,7 @@ def test_the_command_prints_the_table(run: SuiteConfig, tmp_path: Path, capsys: 
     [
         ([], "give CONFIG.toml, or --suite NAME"),
         (["--suite", "simfind-cxr"], "--suite needs --manifest"),
-        (["--suite", "chexprt", "--manifest", "m.jsonl", "--out", "o"], "choose from simfind-cxr"),
+        (["--suite", "chexprt"], "choose from simfind-cxr"),
         (["a.toml", "--split", "val"], "holds the whole evaluation"),
         (["missing.toml"], "cannot be read as TOML"),
     ],

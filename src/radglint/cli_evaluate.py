@@ -41,12 +41,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise InputError(
             f"{args.config}: holds the whole evaluation; leave out --manifest, --out, --model, --split, --limit"
         )
-    if args.suite is not None and (args.manifest is None or args.out is None):
-        raise InputError("--suite needs --manifest FILE and --out DIR")
     from transformers.utils.logging import disable_progress_bar
 
     from radglint.evaluation import suite
     from radglint.evaluation.results_table import to_terminal_table
+
+    if args.suite is not None:
+        suite.check_suite(args.suite)
+        if args.manifest is None or args.out is None:
+            raise InputError("--suite needs --manifest FILE and --out DIR")
 
     disable_progress_bar()
     if args.config is not None:

@@ -149,14 +149,23 @@ def suite_config(values: dict[str, Any], where: str) -> SuiteConfig:
     return config
 
 
+def check_suite(name: str) -> None:
+    """Refuse an unknown suite.
+
+    Raises:
+        ConfigError: it lists those that there are.
+    """
+    if name not in SUITES:
+        raise ConfigError(f"--suite: no suite {name!r}; choose from {', '.join(SUITES)}")
+
+
 def named_suite(name: str, manifest: Path, out: Path, **changes: Any) -> SuiteConfig:
     """The configuration of a suite by its name.
 
     Raises:
         ConfigError: an unknown suite; it lists those that there are.
     """
-    if name not in SUITES:
-        raise ConfigError(f"--suite: no suite {name!r}; choose from {', '.join(SUITES)}")
+    check_suite(name)
     suite = SUITES[name]
     values = {"name": name, "manifest": manifest, "out": out, "bank": suite.bank, "protocols": suite.protocols,
               "validation_split": suite.validation_split}  # fmt: skip

@@ -313,6 +313,12 @@ def test_the_written_model_scores_as_the_trained_one(tmp_path: Path) -> None:
     assert float((start - wanted).abs().max()) > 1e-3, "training moved it"
 
 
+def test_the_anchor_holds_its_own_blocks_whatever_the_mixer_reads(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, branch__trunk_layers=[1], trunk__anchor__blocks=[2], fit__steps=2)
+    train(config)
+    assert [row["anchor"] > 0 for row in read_log(config.out)] == [False, True]
+
+
 def test_the_anchor_is_zero_at_first_and_holds_the_trunk(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, fit__steps=3, log_every_steps=1, fit__learning_rate=0.01, device="cpu")
     train(config)

@@ -267,7 +267,9 @@ class PairTask:
         mixed = self.branch.mixer(features.tokens, features.grid)
         if self.teacher is None:
             return mixed, pixels.new_zeros(())
-        return mixed, self.regularizer(features.layers, self._teacher_layers(pixels))
+        blocks = self.trunk_config.anchor.blocks  # the mixer may read others beside them
+        anchored = {block: features.layers[block] for block in blocks}
+        return mixed, self.regularizer(anchored, self._teacher_layers(pixels))
 
     @torch.no_grad()
     def _teacher_layers(self, pixels: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -339,3 +339,13 @@ def test_surfaces_of_empty_masks_and_bad_spacing() -> None:
     for spacing in ((1,), (1, 0), (1, np.inf)):
         with pytest.raises(InputError, match="one for each axis"):
             hd95_mm(nothing, nothing, spacing)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, [0.2, 0.5], np.geomspace(0.01, 1, 40)])
+def test_what_was_not_seen_passes_no_level(levels) -> None:
+    rng = np.random.default_rng(0)
+    values, mask = rng.random((30, 40)).astype(np.float32), rng.random((30, 40)) < 0.2
+    values[rng.random((30, 40)) < 0.3] = np.nan
+    counted = tally(values, mask, levels)
+    assert list(counted.marked) == [int((values >= level).sum()) for level in levels]
+    assert list(counted.both) == [int(((values >= level) & mask).sum()) for level in levels]

@@ -242,7 +242,7 @@ def _even_levels_passed(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """The same for evenly spaced limits: a division, then corrected by comparing with the limits themselves."""
     count = len(limits)
     guess = (values - limits[0]) * ((count - 1) / (limits[-1] - limits[0]))
-    guess = np.fmax(np.fmin(guess, count - 1, out=guess), 0, out=guess)
+    guess = np.clip(guess, 0, count - 1, out=guess)  # NaN stays NaN
     passed = np.where(np.isnan(guess), 0, guess).astype(np.int64)
     passed -= ~(values >= limits[passed])  # NaN and all below the first limit become -1
     above = np.append(limits, np.array(np.inf, limits.dtype))

@@ -22,6 +22,7 @@ from radglint.evaluation.results import read_results
 from radglint.evaluation.suite import SUITES, SuiteConfig, chosen_rows, named_suite, what_to_ask
 from radglint.evaluation.tables import answer_of, class_table, protocol_score
 from radglint.evaluation.truth import place_of_class, side_of, with_simulated_truth
+from radglint.evaluation.worst_cases import TRUTH_RGB
 from radglint.manifest import ManifestRow, Phrase, write_manifest
 from radglint.pipeline import load
 from radglint.prompt_banks import list_banks, load_bank
@@ -281,3 +282,13 @@ def test_one_image_alone_leaves_every_class_out(run: SuiteConfig, finished: suit
     )
     assert found.means == {"published": {}, "honest": {}}
     assert [row.what for row in found.left_out] == ["Nodule", "Effusion"]
+
+
+def test_a_case_shows_the_truth_beside_the_answer(run: SuiteConfig, finished: suite.Results) -> None:
+    shown = [case for protocol in finished.protocols for case in protocol.cases]
+    assert shown
+    for case in shown:
+        with Image.open(run.out / case.overlay) as picture:
+            assert picture.width > picture.height, "the answer and the truth in a row"
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert (np.abs(pixels - TRUTH_RGB).sum(axis=-1) < 30).any()

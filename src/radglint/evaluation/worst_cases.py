@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
+
+from radglint.display import ct_view, radiograph_view, window_for
 from radglint.evaluation.answers import default_query
 from radglint.evaluation.results import CaseResult, ProtocolResult
 from radglint.evaluation.tables import answered
+from radglint.evaluation.truth import place_of_class
+from radglint.findings import Finding
 from radglint.manifest import ManifestRow
 from radglint.pipeline import Pipeline
 from radglint.prompt_banks import PromptBank
-from radglint.render import render_overlay
+from radglint.render import contour, fit, grey_layer, mask_layer, render_overlay
 
 Line = dict[str, Any]
 SHOWN_BY = ("presence", "radglint")  # the protocols that show cases, the first of them that was run
 FOLDER = "cases"
 WIDTH_PX = 700
+TRUTH_RGB = (90, 220, 120)
+EDGE_PX = 2
 
 
 def with_cases(
@@ -90,15 +98,47 @@ def _case(
     query = default_query(bank.find(answer["class"]))
     finding = pipe.ask(str(config.manifest.parent / row.image), [query])[0]
     name = f"{FOLDER}/{rank}_{number:02d}.png"
+    place = place_of_class(row, bank.find(answer["class"]).label, config.manifest.parent, finding.image.shape)
     picture = render_overlay(finding)
     picture.thumbnail((WIDTH_PX, WIDTH_PX))
+    if place is not None and place.mask.any():
+        picture = beside(picture, truth_panel(finding, place.mask, picture.height))
     path = Path(config.out) / name
     path.parent.mkdir(exist_ok=True)
     picture.save(path, optimize=True)
-    place = answer.get("place", {})
+    numbers = answer.get("place", {})
     shown = {"dice": "dice_ask", "iou": "iou_ask"}
     return CaseResult(
         rank=rank, id=row.id, class_name=answer["class"], query=query, score=answer["score"],
         probability=answer["probability"], truth=answer["truth"], overlay=name,
-        measures={key: place[stored] for key, stored in shown.items() if stored in place},
+        measures={key: numbers[stored] for key, stored in shown.items() if stored in numbers},
     )  # fmt: skip
+
+
+def truth_panel(finding: Finding, mask: np.ndarray, height_px: int) -> Image.Image:
+    """The image with the outline of the truth, of a CT the axial slice that holds most of it.
+
+    Args:
+        finding: gives the image and how it is windowed.
+        mask: bool, native.
+        height_px: of the picture.
+    """
+    if finding.image.affine is None:
+        view, plane = radiograph_view(finding.image), mask
+    else:
+        axis = ct_view(finding.image, "axial").axis or 0
+        index = int(mask.sum(axis=tuple(k for k in range(3) if k != axis)).argmax())
+        view, plane = ct_view(finding.image, "axial", index), np.take(mask, index, axis=axis)
+    size = fit(view, height_px)
+    picture = grey_layer(view.grey(finding.image, window_for(finding.phrase, finding.image)), size).convert("RGB")
+    outline = contour(mask_layer(view.turn(plane), size), EDGE_PX)
+    picture.paste(Image.new("RGB", size, TRUTH_RGB), mask=outline)
+    return picture
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures in a row, on black."""
+    row = Image.new("RGB", (left.width + right.width, max(left.height, right.height)))
+    row.paste(left, (0, 0))
+    row.paste(right, (left.width, 0))
+    return row

@@ -377,7 +377,7 @@ def result_line(case: Case, findings: Findings, masks: Sequence[str | None]) -> 
     """The line of a case in results.jsonl: no time and no machine in it, so that two runs can be compared."""
     answers = []
     for finding, mask in zip(findings, masks, strict=True):
-        answer = finding.to_dict(mask) | {"decision": finding.decision}
+        answer: dict[str, Any] = finding.to_dict(mask) | {"decision": finding.decision}
         rounded = {name: round(answer[name], DIGITS) for name in ("score", "probability") if answer[name] is not None}
         answers.append(answer | rounded)
     return {

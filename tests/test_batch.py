@@ -20,7 +20,7 @@ from radglint import batch, batch_files
 from radglint.batch import BatchOptions, run_batch
 from radglint.batch_cases import Case, find_cases, shard_of
 from radglint.batch_files import mask_folder, read_lines
-from radglint.batch_memory import estimate_bytes
+from radglint.batch_memory import MemoryBudget, estimate_bytes
 from radglint.batch_queries import read_queries
 from radglint.cli import main
 from radglint.errors import ConfigError, InputError, QueryError
@@ -205,6 +205,7 @@ for owner, name, replacement in moments:
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     studies, model, pipeline, uninterrupted, tmp_path
 ) -> None:
@@ -414,6 +415,40 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_what_is_written(studies, pip
             run_batch(pipeline, cases, QUERIES, tmp_path / "out")
     assert len(ids(tmp_path / "out" / "results.jsonl")) == 2
     assert run_batch(pipeline, cases, QUERIES, tmp_path / "out").answered == len(cases)
+
+
+def test_memory_is_handed_out_in_order() -> None:
+    budget, order = MemoryBudget(100), []
+
+    def take(ticket: int, needed: int) -> None:
+        budget.take(ticket, needed)
+        order.append(ticket)
+
+    budget.take(0, 80)
+    threads = [threading.Thread(target=take, args=pair) for pair in ((2, 10), (1, 50))]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.3)
+    assert order == []  # 2 would fit, but 1 comes first
+    budget.give_back(80)
+    for thread in threads:
+        thread.join(10)
+    assert order == [1, 2]
+    budget.leave(3)
+    budget.take(4, 30)
+    with pytest.raises(TimeoutError, match="given up"):
+        budget.take(3, 1)
+    budget.close()
+    with pytest.raises(TimeoutError, match="given up"):
+        budget.take(5, 1)
+
+
+def test_a_pipe_is_named_and_does_not_block(pipeline, tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    cases = find_cases([str(tmp_path)])
+    assert run_batch(pipeline, cases, QUERIES, tmp_path / "out").failed == 1
+    (failure,) = read_lines(tmp_path / "out" / "failures.jsonl")
+    assert "neither a file nor a folder" in failure["message"]
 
 
 def test_queries_are_read_and_refused_with_their_lines(tmp_path) -> None:

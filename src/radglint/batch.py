@@ -12,6 +12,7 @@ read is given up. What is on disk when the process dies is what the next run goe
 from __future__ import annotations
 
 import gc
+import itertools
 import queue
 import threading
 from collections import deque
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from radglint.batch_cases import Case
 from radglint.batch_files import DIGITS, MASKS, RunFolder, describe_run, mask_folder, open_run, require_pyarrow
-from radglint.batch_memory import TooLargeError, check_fits, estimate_bytes, usable_bytes
+from radglint.batch_memory import POLL_S, MemoryBudget, TooLargeError, check_fits, estimate_bytes, usable_bytes
 from radglint.errors import ConfigError, GeometryError, ImageError, InputError, OutputError
 from radglint.findings import Findings
 from radglint.image import MedicalImage
@@ -33,7 +34,6 @@ from radglint.pipeline import GlintAnswerer, Pipeline
 from radglint.query import parse_query
 
 AHEAD = 2
-POLL_S = 0.2
 TIMEOUT_S = 900.0
 STOP_S = 30.0
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
@@ -121,18 +121,18 @@ def run_batch(
 
 
 class _Run:
-    """One run at work: the thread that encodes, and the bookkeeping of memory."""
+    """One run at work: what the thread does that encodes."""
 
     def __init__(
         self, pipeline: Pipeline, queries: list[str], run: RunFolder, options: BatchOptions, num_cases: int
     ) -> None:
         self.pipeline, self.queries, self.run, self.options = pipeline, queries, run, options
-        self.memory = usable_bytes() if options.memory_bytes is None else options.memory_bytes
+        self.memory = MemoryBudget(usable_bytes() if options.memory_bytes is None else options.memory_bytes)
         self.later: list[Case] = []
         self.at_end = False
         disable = None if options.show_progress is None else not options.show_progress
         self.bar = tqdm(total=num_cases, initial=len(run.done), desc="asking", unit="case", disable=disable)
-        self._live = 0
+        self._tickets = itertools.count()
         self._guard = threading.Lock()
         self.writer = _Writer(self)
 
@@ -145,6 +145,7 @@ class _Run:
                 self.writer.drain()
                 self._work_alone()
         finally:
+            self.memory.close()
             self.writer.stop()
 
     def _work_alone(self) -> None:
@@ -159,45 +160,36 @@ class _Run:
     def _pass(self, cases: Sequence[Case], ahead: int) -> None:
         todo, reading = deque(cases), deque[_Reading]()
         while todo or reading:
-            self._read_ahead(todo, reading, ahead)
-            if reading:
-                self._one(reading.popleft())
-            elif todo:
-                self.writer.drain()  # only what is being written stands in the way
-
-    def _read_ahead(self, todo: deque[Case], reading: deque[_Reading], ahead: int) -> None:
-        """Begin to read as many cases as may be read ahead and as memory holds."""
-        while todo and len(reading) < ahead:
-            needed = estimate_bytes(todo[0])
-            try:
-                check_fits(todo[0], needed, self.memory)
-            except TooLargeError as error:
-                self.failed(todo.popleft(), error, 0)
-                continue
-            with self._guard:
-                if self._live and self._live + needed > self.memory:
-                    return
-                self._live += needed
-            reading.append(_Reading(todo.popleft(), needed))
-            reading[-1].start()
+            while todo and len(reading) < ahead:
+                reading.append(_Reading(todo.popleft(), next(self._tickets), self.memory))
+                reading[-1].start()
+            self._one(reading.popleft())
 
     def _one(self, reading: _Reading) -> None:
         """Wait for an image, ask it, hand the answer to the writer."""
-        case, needed = reading.case, reading.needed
+        self._wait(reading)
+        case, needed = reading.case, reading.taken
         try:
-            image = reading.image(self.options.timeout_s)
-            findings = self.pipeline.ask(image, self.queries, threshold=self.options.threshold)
+            findings = self.pipeline.ask(reading.image(), self.queries, threshold=self.options.threshold)
         except Exception as error:  # whatever one case does, the others are answered
             self.failed(case, error, needed)
             return
         self.writer.put((case, findings, needed), self.options.timeout_s)
 
+    def _wait(self, reading: _Reading) -> None:
+        """Until it has read, or for so long that it is given up."""
+        for _ in range(max(1, round(self.options.timeout_s / POLL_S))):
+            reading.join(POLL_S)
+            self.writer.check()
+            if not reading.is_alive():
+                return
+        reading.give_up(self.options.timeout_s)
+
     def failed(self, case: Case, error: Exception, needed: int) -> None:
         """Keep the reason, or keep the case for later if it is memory."""
-        self._free(needed)
+        self.memory.give_back(needed)
         if is_memory_error(error) and not self.at_end:
-            with self._guard:
-                self.later.append(case)
+            self.later.append(case)
             return
         kind, message = describe_failure(case, error)
         self.run.add_failure(case, kind, message)
@@ -211,12 +203,8 @@ class _Run:
                 write_masks(findings, folder)
             names = [f"{MASKS}/{mask_folder(case.id)}/{name}" for name in findings.mask_names]
         self.run.add_result(result_line(case, findings, names))
-        self._free(needed)
+        self.memory.give_back(needed)
         self._tick()
-
-    def _free(self, needed: int) -> None:
-        with self._guard:
-            self._live -= needed
 
     def _tick(self) -> None:
         with self._guard:
@@ -225,36 +213,51 @@ class _Run:
 
 
 class _Reading(threading.Thread):
-    """Reads one case. It is a daemon: one that hangs is left behind and does not keep the process alive."""
+    """Reads one case. It is a daemon: one that hangs is left behind and does not keep the process alive.
 
-    def __init__(self, case: Case, needed: int) -> None:
+    Attributes:
+        taken: bytes of the budget that it holds.
+    """
+
+    def __init__(self, case: Case, ticket: int, memory: MemoryBudget) -> None:
         super().__init__(name=f"reading {case.id}", daemon=True)
-        self.case, self.needed = case, needed
+        self.case, self.taken = case, 0
+        self._ticket, self._memory = ticket, memory
         self._image: MedicalImage | None = None
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Read."""
+        """Estimate from the header, wait for so much memory, read."""
         try:
+            needed = estimate_bytes(self.case)
+            check_fits(self.case, needed, self._memory.total)
+            self._memory.take(self._ticket, needed)
+            self.taken = needed
             self._image = self.case.read()
         except BaseException as error:  # it is raised again where it is waited for
-            self._error = error
+            self._error = self._error or error
+        finally:
+            self._memory.leave(self._ticket)
 
-    def image(self, timeout_s: float) -> MedicalImage:
-        """The image.
+    def give_up(self, timeout_s: float) -> None:
+        """Let `image` raise TimeoutError, whatever the thread does from now on."""
+        text = f"{self.case.path}: could not be read within {timeout_s:g} s; check the disk it is on"
+        self._error = TimeoutError(text)
+        self._memory.leave(self._ticket)
+
+    def image(self) -> MedicalImage:
+        """The image, handed out once.
 
         Raises:
-            TimeoutError: it took too long.
+            TimeoutError: it was given up.
             Exception: what reading raised.
         """
-        self.join(timeout_s)
-        if self.is_alive():
-            raise TimeoutError(f"{self.case.path}: could not be read within {timeout_s:g} s; check the disk it is on")
+        image, self._image = self._image, None
         if self._error is not None:
             raise self._error
-        if self._image is None:
+        if image is None:
             raise RuntimeError(f"{self.case.path}: reading gave nothing")
-        return self._image
+        return image
 
 
 class _Writer(threading.Thread):
@@ -293,7 +296,7 @@ class _Writer(threading.Thread):
             OutputError: the results cannot be written, or the disk does not answer.
         """
         for _ in range(max(1, int(timeout_s / POLL_S))):
-            self._check()
+            self.check()
             try:
                 self._queue.put(item, timeout=POLL_S)
             except queue.Full:
@@ -311,7 +314,7 @@ class _Writer(threading.Thread):
                 self._queue.all_tasks_done.wait(POLL_S)
             else:
                 raise self._stuck(timeout_s)
-        self._check()
+        self.check()
 
     def stop(self) -> None:
         """Let it finish what it has, for a while."""
@@ -321,7 +324,8 @@ class _Writer(threading.Thread):
             return
         self.join(STOP_S)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise what kept it from writing, if anything did."""
         if self._error is not None:
             raise self._error
 

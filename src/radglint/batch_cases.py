@@ -194,6 +194,8 @@ def _add_slice(series: dict[str, _Series], file: Path, base: Path) -> str | None
     Raises:
         ImageError: it should be DICOM, and its header cannot be read.
     """
+    if not file.is_file():  # a pipe, a link to nowhere: reading it says so
+        return None
     if not is_dicom(file):
         if file.suffix.lower() in DICOM_SUFFIXES:
             raise ImageError(f"{file}: not a DICOM file")

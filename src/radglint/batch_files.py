@@ -134,7 +134,7 @@ def describe_run(
     """Everything that decides on the answers, as it stands in run.json; the cases as their number and a hash."""
     digest = hashlib.sha256()
     for case in cases:
-        digest.update(json.dumps([case.id, case.path, len(case.files)]).encode())
+        digest.update(json.dumps([case.id, os.path.abspath(case.path), len(case.files)]).encode())
     return {
         "model": model, "fingerprint": fingerprint, "queries": list(queries), "threshold": threshold, "masks": masks,
         "shard": shard, "num_cases": len(cases), "cases": digest.hexdigest()[:16],

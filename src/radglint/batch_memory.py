@@ -1,8 +1,9 @@
-"""What a case will need, from its header, and what there is: said before anything is decoded."""
+"""What a case will need, from its header, what there is, and who may have it: settled before anything is decoded."""
 
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -15,11 +16,70 @@ BYTES_PER_VOXEL = 20
 """The stored values, their float32 copy in the file's order and in ours, the mask and its pieces; maps are made in
 blocks. An estimate that errs on the safe side, not a promise."""
 USABLE = 0.8
+POLL_S = 0.2
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class TooLargeError(ImageError):
     """A case would not fit into memory."""
+
+
+class MemoryBudget:
+    """Hands out memory in the order of the tickets, so that a late case never takes what an early one waits for.
+
+    Args:
+        total: bytes for all cases in work together. One case alone may always go on.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._live = 0
+        self._turn = 0
+        self._passed: set[int] = set()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def take(self, ticket: int, needed: int) -> None:
+        """Wait for this ticket's turn and for the memory.
+
+        Raises:
+            TimeoutError: the ticket was left or the budget closed meanwhile.
+        """
+        with self._changed:
+            while not self._may_go(ticket, needed):
+                self._changed.wait(POLL_S)
+            self._live += needed
+            self._pass(ticket)
+
+    def _may_go(self, ticket: int, needed: int) -> bool:
+        if self._closed or ticket < self._turn or ticket in self._passed:
+            raise TimeoutError("given up while it waited for memory")
+        return ticket == self._turn and (not self._live or self._live + needed <= self.total)
+
+    def leave(self, ticket: int) -> None:
+        """This ticket needs nothing, or is given up; the next one is served. After `take` it does nothing."""
+        with self._changed:
+            if ticket >= self._turn:
+                self._pass(ticket)
+
+    def _pass(self, ticket: int) -> None:
+        self._passed.add(ticket)
+        while self._turn in self._passed:
+            self._passed.remove(self._turn)
+            self._turn += 1
+        self._changed.notify_all()
+
+    def give_back(self, needed: int) -> None:
+        """What `take` got is free again."""
+        with self._changed:
+            self._live -= needed
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send everyone home who waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 def estimate_bytes(case: Case) -> int:

@@ -14,7 +14,7 @@ from radglint.reading import list_files, sniff
 
 BYTES_PER_VOXEL = 20
 """The stored values, their float32 copy in the file's order and in ours, the mask and its pieces; maps are made in
-blocks. An estimate that errs on the safe side, not a promise."""
+blocks. An estimate that errs on the safe side (9 were seen on a CT of int16 with little to mark), not a promise."""
 USABLE = 0.8
 POLL_S = 0.2
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")

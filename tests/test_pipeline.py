@@ -353,7 +353,7 @@ def test_batches_of_slices_and_queries_change_nothing(pipeline: Pipeline, monkey
     queries = [*PHRASES, "no nodule", "opacity", "large mass"]
     wanted = pipeline.ask(IMAGES["CT"], queries)
     for slices, gates in ((1, 1), (3, 500), (1000, 10**9)):
-        monkeypatch.setattr(pipeline_module, "SLICES_AT_ONCE", slices)
+        monkeypatch.setattr(pipeline.model, "slices_at_once", slices)
         monkeypatch.setattr(pipeline_module, "GATES_AT_ONCE", gates)
         same(pipeline.ask(IMAGES["CT"], queries), wanted, atol=1e-5)
 

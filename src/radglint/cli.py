@@ -1,4 +1,4 @@
-"""The command line: `radglint ask | inspect | models | calibrate | data | simulate | train | ablate | pretrain | demo`.
+"""The command line: `radglint ask | batch | inspect | models | calibrate | data | simulate | train | ...`.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 the input cannot be used, with one line on
 stderr that says what to do; 1 our own fault; 130 interrupted. `RADGLINT_DEBUG=1` adds the traceback and the
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from radglint import cli_simulate
+from radglint.cli_batch import add_batch
 from radglint.cli_calibrate import add_calibrate
 from radglint.cli_data import add_data
 from radglint.cli_evaluate import add_evaluate_commands
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_ask(commands)
+    add_batch(commands)
     _add_inspect(commands)
     _add_models(commands)
     add_calibrate(commands)

@@ -159,6 +159,7 @@ class GlintAnswerer:
         self.folder = checkpoint.folder
         self.device = device
         self.dtype = trunk_dtype(device)
+        self.slices_at_once = SLICES_AT_ONCE
         self.model = checkpoint.model.to(device).eval()
         self.model.trunk.to(self.dtype)
         self.model.text.to(self.dtype)
@@ -176,7 +177,7 @@ class GlintAnswerer:
             )
         prepared = preprocess(image, branches[image.modality].preprocess)
         pixels = torch.from_numpy(prepared.pixels)
-        chunks = [self._trunk(part, image.modality) for part in pixels.split(SLICES_AT_ONCE)]
+        chunks = [self._trunk(part, image.modality) for part in pixels.split(self.slices_at_once)]
         tokens = torch.cat(chunks, dim=1)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             branch, grid = self.model.branch(image.modality), prepared.record.grid_shape[-2:]

@@ -1,0 +1,260 @@
+"""What `radglint batch` was given, as cases: one question sheet is put to each of them.
+
+An input is a file, a glob, a manifest, or a folder, which is searched with its subfolders. Only headers are read. Every
+CT series is a case, wherever its slices lie, every other file is a case of its own. Nothing is dropped in silence: what
+is no image stays a case, and fails with its reason when its turn comes.
+
+The name of a case, its id, is the series UID of a CT series, the id of a manifest's row, else the path below the input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from radglint.dicom_file import is_dicom, number, open_dicom, text
+from radglint.dicom_series import read_dicom_ct
+from radglint.errors import ConfigError, ImageError, InputError
+from radglint.image import MedicalImage
+from radglint.manifest import read_manifest
+from radglint.manifest_files import SUFFIXES
+from radglint.reading import read_image
+from radglint.slice_headers import DICOM_SUFFIXES
+
+TAGS = ["Modality", "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames"]
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to be asked.
+
+    Attributes:
+        id: unique in its run and the same whenever the run is started again.
+        path: the file or folder, for messages and results; of a CT series, the folder that all its slices share.
+        series: SeriesInstanceUID of a CT series; None if `path` is read as it is.
+        files: the slices of a CT series; empty if `path` is read as it is.
+        voxels: pixels that the headers promise; None if they have not been asked.
+        modality: what a manifest says it is, or empty.
+    """
+
+    id: str
+    path: str
+    series: str | None = None
+    files: tuple[Path, ...] = ()
+    voxels: int | None = None
+    modality: str = ""
+
+    def read(self) -> MedicalImage:
+        """Decode it.
+
+        Raises:
+            ImageError: see `read_image`; or it is not of the modality that the manifest names.
+        """
+        if self.series is None:
+            image = read_image(self.path)
+        else:
+            image = read_dicom_ct(list(self.files), name=self.path, series=self.series or None)
+        if self.modality and image.modality != self.modality:
+            raise ImageError(f"{self.path}: the manifest says {self.modality}, this is {image.modality}; correct it")
+        return dataclasses.replace(image, path=self.path)
+
+
+@dataclass
+class _Series:
+    """A CT series while it is gathered."""
+
+    first: Path
+    base: Path
+    files: list[Path] = dataclasses.field(default_factory=list)
+    voxels: int = 0
+
+
+def find_cases(
+    inputs: Sequence[str], *, leave_out: Path | None = None, tick: Callable[[], object] = lambda: None
+) -> list[Case]:
+    """The cases of all inputs, in a fixed order: that of the inputs, then of the paths.
+
+    Args:
+        inputs: files, globs, manifests and folders.
+        leave_out: a folder that is not searched: the one that results go to.
+        tick: called once for each file that is looked at.
+
+    Raises:
+        InputError: an input that is not there, a glob without a match, or two cases with one name.
+        ConfigError: a manifest with problems.
+    """
+    named: list[Case] = []
+    loose: dict[Path, Path] = {}  # file to the folder that its name is relative to; a file given twice counts once
+    for given in inputs:
+        path = Path(given)
+        if path.is_file() and path.name.lower().endswith(SUFFIXES):
+            named += _rows(path)
+        else:
+            for file, base in _files_of(given, leave_out):
+                loose.setdefault(file, base)
+    cases = _unique([*named, *_group(loose, tick)])
+    if not cases:
+        raise InputError(f"{', '.join(inputs)}: no file there; give images, a folder, a glob or a manifest")
+    return cases
+
+
+def shard_of(cases: Sequence[Case], part: int, parts: int) -> list[Case]:
+    """The cases of one part of a run, by a hash of their ids: the parts are disjoint and together all.
+
+    Args:
+        cases: all of them.
+        part: which, from 1 on.
+        parts: how many there are.
+    """
+    return [case for case in cases if _hash(case.id) % parts == part - 1]
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+
+
+def _rows(path: Path) -> Iterator[Case]:
+    for row in read_manifest(path):
+        yield Case(row.id, str(path.parent / row.image), modality=row.modality)
+
+
+def _files_of(given: str, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
+    """The files of one input, each with the folder that its name is relative to."""
+    path = Path(given)
+    if path.is_dir():
+        yield from ((file, path) for file in _walk(path, leave_out))
+        return
+    if os.path.lexists(path):
+        yield path, path.parent
+        return
+    found = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []
+    if not found:
+        raise InputError(f"{given}: no such file or folder, and no file that matches; check the path")
+    base = Path(*(part for part in _plain_parts(path)))
+    for match in map(Path, found):
+        yield from ((file, base) for file in (_walk(match, leave_out) if match.is_dir() else [match]))
+
+
+def _plain_parts(path: Path) -> Iterator[str]:
+    """The parts of a glob before its first wild one."""
+    for part in path.parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _walk(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    """Files of a folder and its subfolders in order, without hidden ones, DICOMDIR and macOS side files."""
+    skip = None if leave_out is None else leave_out.resolve()
+    for where, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX" and (skip is None or Path(where, name).resolve() != skip)
+        )
+        kept = sorted(name for name in names if not name.startswith(".") and name.upper() != "DICOMDIR")
+        yield from (Path(where, name) for name in kept)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}); check the permission") from error
+
+
+def _group(loose: dict[Path, Path], tick: Callable[[], object]) -> Iterator[Case]:
+    """Slices to series; every other file is a case. A series comes where its first slice lies."""
+    series: dict[str, _Series] = {}
+    order: list[tuple[Path, str | None]] = []
+    damaged: list[Path] = []
+    for file, base in loose.items():
+        tick()
+        try:
+            key = _add_slice(series, file, base)
+        except ImageError:
+            key = None
+            damaged.append(file)
+        if key is None or series[key].first == file:
+            order.append((file, key))
+    lost = _share_out(series, damaged)
+    for file, key in order:
+        if key is not None:
+            yield _series_case(key, series[key])
+        elif file not in lost:
+            yield Case(_below(file, loose[file]), str(file))
+
+
+def _add_slice(series: dict[str, _Series], file: Path, base: Path) -> str | None:
+    """Put a CT slice with its series; None for any other file.
+
+    Raises:
+        ImageError: it should be DICOM, and its header cannot be read.
+    """
+    if not file.is_file():  # a pipe, a link to nowhere: reading it says so
+        return None
+    if not is_dicom(file):
+        if file.suffix.lower() in DICOM_SUFFIXES:
+            raise ImageError(f"{file}: not a DICOM file")
+        return None
+    header = open_dicom(file, stop_before_pixels=True, tags=TAGS)
+    if text(header, "Modality").upper() != "CT":
+        return None
+    uid = text(header, "SeriesInstanceUID")
+    key = uid or f"{_below(file.parent, base)}: CT without series UID"
+    entry = series.setdefault(key, _Series(file, base))
+    entry.files.append(file)
+    sides = [number(header, name, file) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
+    entry.voxels += int(sides[0] * sides[1] * sides[2])
+    return key
+
+
+def _share_out(series: dict[str, _Series], damaged: Sequence[Path]) -> set[Path]:
+    """Damaged files go to the CT series of their folder, which then fail and name them: one may be a lost slice.
+
+    Returns:
+        Those that were given to a series.
+    """
+    folders: dict[Path, list[_Series]] = {}
+    for entry in series.values():
+        for folder in {file.parent for file in entry.files}:
+            folders.setdefault(folder, []).append(entry)
+    for file in damaged:
+        for entry in folders.get(file.parent, []):
+            entry.files.append(file)
+    return {file for file in damaged if file.parent in folders}
+
+
+def _series_case(key: str, entry: _Series) -> Case:
+    shared = os.path.commonpath([file.parent for file in entry.files])
+    uid = "" if key.endswith(": CT without series UID") else key
+    return Case(key, shared or ".", uid, tuple(sorted(entry.files)), entry.voxels)
+
+
+def _below(path: Path, base: Path) -> str:
+    try:
+        return path.relative_to(base).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _unique(cases: Sequence[Case]) -> list[Case]:
+    """Cases whose names differ; where files of two inputs have one name, all of them get their whole path."""
+    again = _doubled(cases)
+    spread = [
+        dataclasses.replace(case, id=Path(case.path).as_posix()) if case.id in again and case.series is None else case
+        for case in cases
+    ]
+    clashes = sorted(_doubled(spread))
+    if clashes:
+        more = f" and {len(clashes) - MAX_NAMED} more" if len(clashes) > MAX_NAMED else ""
+        raise ConfigError(f"two cases have one name: {', '.join(clashes[:MAX_NAMED])}{more}; give each once")
+    return spread
+
+
+def _doubled(cases: Sequence[Case]) -> set[str]:
+    seen: set[str] = set()
+    return {case.id for case in cases if case.id in seen or seen.add(case.id)}

@@ -55,8 +55,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.config is not None:
         config = suite.load_suite(Path(args.config))
     else:
-        config = suite.named_suite(args.suite, Path(args.manifest), Path(args.out), model=args.model, split=args.split,
-                                   limit=args.limit)  # fmt: skip
+        asked = {key: given[key] for key in ("model", "split", "limit")}
+        config = suite.named_suite(str(args.suite), Path(args.manifest), Path(args.out), **asked)
     results = suite.evaluate(config, shlex.join(["radglint", *sys.argv[1:]]))
     print(to_terminal_table(results))
     print(f"\n{config.out / suite.RESULTS}; open {config.out / suite.PAGE}")

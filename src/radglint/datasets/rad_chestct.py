@@ -174,7 +174,8 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
     tables: list[tuple[Path, Split]] = []
     for name, split in _TABLES.items():
         path = optional_file(src, name)
-        tables += [(path, split)] if path is not None else []
+        if path is not None:
+            tables.append((path, split))
     if not tables:
         raise missing_file(src, EXPECTS, *_TABLES)
     metadata = _metadata(src)

@@ -154,9 +154,9 @@ def _measured(table: ClassTable, thresholds: np.ndarray, draws: int, seed: int) 
     for name, statistic in (("auroc", auroc_statistic), ("average_precision", average_precision_statistic)):
         values = statistic(table.scores, table.positive, table.known)
         _enter(rows, means, name, values, table, counts, draws, seed)
-    usable = np.flatnonzero(~np.isnan(thresholds))
-    if len(usable):
-        part, some = columns_of(table, list(usable)), [rows[k] for k in usable]
+    usable = [int(k) for k in np.flatnonzero(~np.isnan(thresholds))]
+    if usable:
+        part, some = columns_of(table, usable), [rows[k] for k in usable]
         whole = confusion_statistic(part.scores, part.positive, thresholds[usable], part.known)
         for name in SHOWN:
             values = _one_measure(whole, MEASURES.index(name), len(usable))

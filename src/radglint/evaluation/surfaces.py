@@ -80,7 +80,7 @@ def surface_dice(marked: Any, mask: Any, spacing_mm: Sequence[float], tolerance_
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    return mask & ~binary_erosion(mask)
+    return mask & ~np.asarray(binary_erosion(mask), dtype=bool)
 
 
 def _distances(edge: np.ndarray, other: np.ndarray, spacing: np.ndarray) -> np.ndarray:

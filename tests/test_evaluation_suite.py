@@ -292,3 +292,24 @@ def test_a_case_shows_the_truth_beside_the_answer(run: SuiteConfig, finished: su
             assert picture.width > picture.height, "the answer and the truth in a row"
             pixels = np.asarray(picture.convert("RGB")).astype(int)
         assert (np.abs(pixels - TRUTH_RGB).sum(axis=-1) < 30).any()
+
+
+def test_three_patients_give_no_interval_and_the_page_says_so(run: SuiteConfig, finished: suite.Results) -> None:
+    assert finished.notes
+    assert "only 3 patients" in finished.notes[0]
+    assert "only 3 patients" in (run.out / suite.PAGE).read_text()
+    area = finished.protocol("radglint").means["honest"]["auroc"]
+    assert area.value is not None
+    assert area.low is None
+    by_image = suite.evaluate(run.model_copy(update={"unit": "image", "split": "all", "out": run.out.parent / "all"}))
+    assert not by_image.notes
+    assert by_image.protocol("radglint").means["honest"]["auroc"].low is not None
+
+
+@pytest.mark.parametrize(("split", "choosing"), [("test", "val"), ("val", None), ("all", None)])
+def test_no_split_chooses_the_thresholds_that_it_is_judged_by(
+    run: SuiteConfig, split: str, choosing: str | None
+) -> None:
+    config = run.model_copy(update={"split": split, "probe_split": "train"})
+    assert config.choosing_split == choosing
+    assert config.fitting_split == (None if split == "all" else "train")

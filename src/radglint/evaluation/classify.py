@@ -9,7 +9,6 @@ import numpy as np
 
 from radglint.evaluation.bootstrap import (
     Bootstrap,
-    Interval,
     auroc_statistic,
     average_precision_statistic,
     bootstrap,
@@ -33,15 +32,23 @@ from radglint.prompt_banks import PromptBank
 
 SHOWN = ("f1", "mcc", "accuracy", "sensitivity", "specificity", "ppv", "npv")
 LEAST = 2  # positives and negatives that a class must have
+LEAST_GROUPS = 8  # patients; fewer say too little of the others for an interval
 _RULES = {"val best mcc": "mcc", "test youden": "youden", "test corner": "corner", "test best f1": "f1"}
 Line = dict[str, Any]
 
 
-def estimate(interval: Interval, count: int) -> Estimate:
-    """An interval as it is stored."""
-    if np.isnan(interval.low):
-        return Estimate(value=interval.estimate, n=count)
-    return Estimate(value=interval.estimate, low=interval.low, high=interval.high, n=count)
+def estimate(drawn: Bootstrap, number: int, count: int) -> Estimate:
+    """One measure as it is stored; without an interval where too few patients were drawn to say how they differ.
+
+    Args:
+        drawn: draws of all measures.
+        number: which of them.
+        count: what it rests on.
+    """
+    found = drawn.interval(number)
+    if np.isnan(found.low) or drawn.groups < LEAST_GROUPS:
+        return Estimate(value=found.estimate, n=count)
+    return Estimate(value=found.estimate, low=found.low, high=found.high, n=count)
 
 
 def classify(
@@ -182,8 +189,8 @@ def _enter(
 ) -> None:  # fmt: skip
     drawn: Bootstrap = bootstrap(statistic, table.groups, draws, seed)
     for k, row in enumerate(rows):
-        row[name] = estimate(drawn.interval(k), counts[k])
-    means[name] = estimate(bootstrap(macro_statistic(statistic), table.groups, draws, seed).interval(), len(rows))
+        row[name] = estimate(drawn, k, counts[k])
+    means[name] = estimate(bootstrap(macro_statistic(statistic), table.groups, draws, seed), 0, len(rows))
 
 
 def _curves(table: ClassTable, k: int) -> Curves:
@@ -221,7 +228,7 @@ def prompt_sensitivity(
         table = columns_of(table, measurable(table)[0])
         if table.names:
             statistic = macro_statistic(auroc_statistic(table.scores, table.positive, table.known))
-            area = estimate(bootstrap(statistic, table.groups, draws, seed).interval(), len(table.names))
+            area = estimate(bootstrap(statistic, table.groups, draws, seed), 0, len(table.names))
             found.append(StyleResult(name=style, measures={"auroc": area}))
     areas = np.array([row.measures["auroc"].value for row in found], dtype=float)
     means: Measures = {} if not len(areas) else {

@@ -76,9 +76,9 @@ class Placer:
         for k, name in enumerate(self.names):
             count = int((~np.isnan(values[:, k])).sum())
             if count:
-                rows.setdefault(name, {})[measure] = estimate(drawn.interval(k), count)
+                rows.setdefault(name, {})[measure] = estimate(drawn, k, count)
         whole = bootstrap(macro_statistic(statistic), groups, self.draws, self.seed)
-        means[measure] = estimate(whole.interval(), int((~np.isnan(values)).any(axis=0).sum()))
+        means[measure] = estimate(whole, 0, int((~np.isnan(values)).any(axis=0).sum()))
 
     def result(
         self, name: str, title: str, citation: str, how: dict[str, str], rows: dict[str, dict[str, Measures]],
@@ -255,7 +255,7 @@ def rexgroundingct(placer: Placer) -> ProtocolResult:
             ("hit_rate_5", overlap >= EXACT_HIT_DICE),
         ):
             drawn = bootstrap(mean_statistic(values.astype(float)), groups, placer.draws, placer.seed)
-            means[measure] = estimate(drawn.interval(), len(found))
+            means[measure] = estimate(drawn, 0, len(found))
         counts = np.array([numbers.get("instances", (0, 0, 0)) for _, numbers in found], dtype=float)
         means |= _instances(counts, groups, placer)
     how = {
@@ -278,5 +278,5 @@ def _instances(counts: np.ndarray, groups: np.ndarray, placer: Placer) -> Measur
         ("instance_f1", 2 * tp, 2 * tp + fp + fn),
     ):  # fmt: skip
         drawn = bootstrap(ratio_statistic(top, bottom), groups, placer.draws, placer.seed)
-        means[measure] = estimate(drawn.interval(), len(counts))
+        means[measure] = estimate(drawn, 0, len(counts))
     return means

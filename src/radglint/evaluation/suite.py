@@ -65,6 +65,16 @@ class SuiteConfig(BaseModel):
     retrieval_images: PositiveInt = 200  # reports that are searched for, and images to search in
     shown_cases: PositiveInt = 4  # best and worst each
 
+    @property
+    def choosing_split(self) -> str | None:
+        """The split that chooses thresholds; none where the judged one would choose its own."""
+        return None if self.split in ("all", self.validation_split) else self.validation_split
+
+    @property
+    def fitting_split(self) -> str | None:
+        """The split that fits the linear probe; none where the judged one would be fitted on."""
+        return None if self.split in ("all", self.probe_split) else self.probe_split
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -199,7 +209,7 @@ def evaluate(config: SuiteConfig, command: str = "") -> Results:
         model=model_facts(pipe),
         manifest=manifest_facts(config, rows), unit_of_analysis=config.unit,
         resampled=f"honest: {config.unit}s, {config.draws} draws, 95 % percentile intervals; published: images",
-        protocols=tuple(protocols), left_out=(*_unread(lines), *left_out),
+        protocols=tuple(protocols), notes=few_patients(answered(lines), config), left_out=(*_unread(lines), *left_out),
     )  # fmt: skip
     write_results(config.out / RESULTS, results)
     write_page(results, config.out / PAGE, config.out)
@@ -213,7 +223,7 @@ def chosen_rows(config: SuiteConfig, bank: PromptBank) -> list[ManifestRow]:
         InputError: none is of the split, or none of the bank's modality.
     """
     rows = [with_simulated_truth(row) for row in read_manifest(config.manifest)]
-    wanted = {config.split, config.validation_split, config.probe_split}
+    wanted = {config.split, config.choosing_split, config.fitting_split}
     found = [row for row in rows if "all" in wanted or row.split in wanted]
     found = [row for row in found if bank.modality in ("any", row.modality)]
     if not any(config.split in ("all", row.split) for row in found):
@@ -246,12 +256,12 @@ def measure(
 ) -> list[ProtocolResult]:  # fmt: skip
     """Every protocol of the configuration, in its order."""
     test = answered(lines, None if config.split == "all" else config.split)
-    validation = [] if config.validation_split is None else answered(lines, config.validation_split)
+    validation = answered(lines, config.choosing_split) if config.choosing_split else []
     if not test:
         raise InputError(
             f"{config.manifest}: no image of split {config.split!r} could be read; see {config.out / ANSWERS}"
         )
-    fitted = answered(lines, config.probe_split) if config.probe_split else []
+    fitted = answered(lines, config.fitting_split) if config.fitting_split else []
     placer = locate.Placer(bank, test, config.unit, config.draws, config.seed)
     many: dict[str, Any] = {"unit": config.unit, "draws": config.draws, "seed": config.seed}
     scale = classify.scale_of(_logit_scale(pipe, bank))
@@ -270,6 +280,18 @@ def measure(
     for name, protocol in CLASSIFICATION.items():
         runs[name] = lambda p=protocol: classify.classify(p, bank, test, validation, scale=scale, **many)
     return [runs[name]() for name in config.protocols]
+
+
+def few_patients(lines: Sequence[Line], config: SuiteConfig) -> tuple[str, ...]:
+    """A warning where the honest column has too few patients for intervals."""
+    key = "id" if config.unit == "image" else config.unit
+    count = len({line[key] for line in lines if config.split in ("all", line["split"])})
+    if count >= classify.LEAST_GROUPS:
+        return ()
+    return (
+        f"only {count} {config.unit}s: the honest column has no intervals ({classify.LEAST_GROUPS} are needed), and "
+        "the published ones, which draw images, say nothing of other patients",
+    )
 
 
 def said_something(protocols: Sequence[ProtocolResult]) -> tuple[list[ProtocolResult], list[LeftOut]]:

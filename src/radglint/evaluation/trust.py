@@ -70,7 +70,7 @@ def _enter(
     array = np.array(values, dtype=float)
     if not np.isnan(array).all():
         drawn = bootstrap(mean_statistic(array), groups_of(lines, unit), draws, seed)
-        means[name] = estimate(drawn.interval(), int((~np.isnan(array)).sum()))
+        means[name] = estimate(drawn, 0, int((~np.isnan(array)).sum()))
 
 
 def _share(line: Line, check: Check) -> float:

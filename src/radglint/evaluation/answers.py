@@ -24,7 +24,7 @@ from radglint.findings import Finding
 from radglint.manifest import ManifestRow, Phrase
 from radglint.pipeline import DEFAULT_THRESHOLD, EncodedImage, Pipeline
 from radglint.prompt_banks import ClassPrompts, PromptBank
-from radglint.query import Query, parse_query
+from radglint.query import Query
 from radglint.writing import write_text
 
 Line = dict[str, Any]
@@ -203,14 +203,3 @@ def _trusted(question: TrustQuestion, finding: Finding) -> Line:
         "kind": question.kind, "class": question.class_name, "truth": question.truth, "assertion": finding.assertion,
         "marked": bool(np.any(finding.mask())) if finding.is_marked else False,
     }  # fmt: skip
-
-
-def readable(text: str) -> bool:
-    """Whether a text can be a query at all."""
-    from radglint.errors import QueryError
-
-    try:
-        parse_query(text)
-    except QueryError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from radglint.evaluation.bootstrap import (
     macro_statistic,
 )
 from radglint.evaluation.classification import MEASURES, choose, precision_recall_curve, roc_curve
-from radglint.evaluation.protocols import CLASSIFICATION, ClassificationProtocol
+from radglint.evaluation.protocols import ClassificationProtocol
 from radglint.evaluation.results import (
     ClassResult,
     Curves,
@@ -253,8 +253,3 @@ def calibrated_table(bank: PromptBank, lines: Sequence[Line], unit: str) -> Clas
     """The probabilities that `ask` gives, of the classes that can be measured."""
     table = class_table(lines, [entry.own_name for entry in bank.classes], probability_of, unit)
     return columns_of(table, measurable(table)[0])
-
-
-def known_protocols(names: Sequence[str]) -> list[ClassificationProtocol]:
-    """Those of some names that are about presence, in order."""
-    return [CLASSIFICATION[name] for name in names if name in CLASSIFICATION]

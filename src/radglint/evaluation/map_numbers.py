@@ -18,7 +18,6 @@ from radglint.evaluation.overlap import LEVELS, Tally, tally
 from radglint.evaluation.surfaces import hd95_mm
 from radglint.evaluation.truth import Place
 from radglint.findings import Finding
-from radglint.localize import peak
 
 FIXED = int(np.abs(LEVELS - 0.5).argmin())  # the level of the fixed column
 DIGITS = 5
@@ -58,13 +57,11 @@ def _numbers_in_3d(finding: Finding, mask: np.ndarray, truth: np.ndarray) -> Num
 def numbers_without_place(finding: Finding) -> Numbers:
     """Numbers of a finding that is absent: the highest value of its map, and whether anything is marked."""
     mask = finding.mask()
-    return {"peak": _highest(finding), "marked": bool(mask.any()), "area": _short(mask.mean())}
-
-
-def _highest(finding: Finding) -> float:
-    """Of the map, whatever is said of presence."""
-    found = peak(finding.token_logits, finding.record, finding.image, None)
-    return _short(found.probability)
+    return {
+        "peak": _short(np.nanmax(finding.probability_map())),
+        "marked": bool(mask.any()),
+        "area": _short(mask.mean()),
+    }
 
 
 def _published_sweep(finding: Finding, truth: np.ndarray) -> Any:

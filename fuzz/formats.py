@@ -144,7 +144,9 @@ def mutate_tiff(rng: Random, data: bytes) -> bytes:
         if what == 0:
             struct.pack_into(order + "H", changed, entry, rng.choice(_TIFF_TAGS))
         elif what == 1:
-            struct.pack_into(order + "H", changed, entry + 2, rng.choice((0, 1, 2, 3, 4, 5, 7, 10, 11, 12, 13, 16, 999)))
+            struct.pack_into(
+                order + "H", changed, entry + 2, rng.choice((0, 1, 2, 3, 4, 5, 7, 10, 11, 12, 13, 16, 999))
+            )
         elif what == 2:
             struct.pack_into(order + "I", changed, entry + 4, rng.choice(EDGE_INTEGERS) & 0xFFFFFFFF)
         elif what == 3:

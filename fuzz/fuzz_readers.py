@@ -185,7 +185,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _replay(given.replay, names[0], limits)
     if given.workers > 1:
         own = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
-        parts = [subprocess.Popen([*own, "--workers", "1", "--share", f"{i}/{given.workers}"]) for i in range(given.workers)]
+        parts = [
+            subprocess.Popen([*own, "--workers", "1", "--share", f"{i}/{given.workers}"]) for i in range(given.workers)
+        ]
         codes = [part.wait() for part in parts]
         return max(codes)
     part, parts_in_all = map(int, given.share.split("/"))

@@ -105,7 +105,7 @@ def edge_value(rng: Random) -> Any:
     if kind == 1:
         return rng.choice(EDGE_FLOATS)
     if kind == 2:
-        return nested(rng.choice((3, 40, 900)), rng.choice(("list", "dict")))
+        return nested(rng.choice((3, 40, 150)), rng.choice(("list", "dict")))
     return rng.choice(plain)
 
 
@@ -139,7 +139,9 @@ def _mutate_place(rng: Random, value: Any) -> Any:
     elif what == 2 and isinstance(parent, list):
         parent.extend(copy.deepcopy(parent[key : key + 1]) * rng.choice((1, 1, 200)))
     elif what == 3 and isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
-        parent[key] = rng.choice((-parent[key], parent[key] + 1, parent[key] * 10**6, parent[key] / 7, str(parent[key])))
+        parent[key] = rng.choice(
+            (-parent[key], parent[key] + 1, parent[key] * 10**6, parent[key] / 7, str(parent[key]))
+        )
     elif what == 4:
         parent[key] = copy.deepcopy(rng.choice(places)[0])
     else:

@@ -148,9 +148,7 @@ def _over_time(*_: object) -> None:
     raise _OverTimeError
 
 
-def _in_child(
-    run: Run, numbers: Sequence[int], limits: Limits, place: mmap.mmap, writer: int, folder: Path
-) -> None:
+def _in_child(run: Run, numbers: Sequence[int], limits: Limits, place: mmap.mmap, writer: int, folder: Path) -> None:
     status = 1
     try:
         _prepare(limits)

@@ -98,7 +98,9 @@ def check_image(image: MedicalImage) -> None:
         _promise(image.spacing_mm is None or np.isfinite(image.spacing_mm).all(), "spacing that is not finite")
     json.dumps(judge_image(image).to_dict(), allow_nan=False)
     ct = image.modality == "CT"
-    config = CtPreprocess(height_px=28, width_px=28, mm_per_px=10.0, patch_px=14) if ct else CxrPreprocess(long_side_px=56)
+    config = (
+        CtPreprocess(height_px=28, width_px=28, mm_per_px=10.0, patch_px=14) if ct else CxrPreprocess(long_side_px=56)
+    )
     pixels = preprocess(image, config).pixels
     _promise(np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1, "model pixels outside [0, 1]")
 
@@ -317,7 +319,9 @@ def _suite_toml() -> dict[str, bytes]:
 def _results() -> dict[str, bytes]:
     import made_up_results
 
-    made = seeds.packed_folder(lambda folder: evaluation_results.write_results(folder / "r.json", made_up_results.results()))
+    made = seeds.packed_folder(
+        lambda folder: evaluation_results.write_results(folder / "r.json", made_up_results.results())
+    )
     return {"results.json": seeds.unzipped(made)["r.json"]}
 
 

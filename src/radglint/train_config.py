@@ -184,7 +184,7 @@ def load_config(path: str | Path) -> TrainConfig:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
         raise ConfigError(f"{path}: not a TOML file ({error}); see recipes/cxr_nano.toml") from error
     return parse_config(document, str(path))
 

@@ -342,7 +342,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of `radglint evaluate`") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not whole JSON ({error}); was it cut short? Evaluate again") from error
     _check_form(path, document)
     try:

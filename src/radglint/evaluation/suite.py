@@ -137,7 +137,7 @@ def load_suite(path: Path) -> SuiteConfig:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml"
         ) from error

@@ -27,6 +27,7 @@ from random import Random
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+warnings.simplefilter("ignore")
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 from sandbox import Finding, Limits, run_inputs  # noqa: E402

@@ -24,7 +24,7 @@ from radglint.errors import RadglintError
 
 Run = Callable[[int, Path], None]
 """Reads one input, by its number, with an empty folder for its files."""
-WALL_S = 120.0
+WALL_S = 600.0
 """Without progress for so long, a child is ended: it waits for something that does not come."""
 
 

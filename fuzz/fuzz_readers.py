@@ -14,6 +14,7 @@ always the same bytes. Needs Linux and the `dev` extra.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -27,13 +28,14 @@ from random import Random
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RUST_BACKTRACE"] = "0"  # a panic is an ordinary refusal here; its backtrace takes 20 ms
 warnings.simplefilter("ignore")
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 from sandbox import Finding, Limits, run_inputs  # noqa: E402
 from targets import TARGETS, Target, mutant  # noqa: E402
 
-GROUP = 250
+GROUP = 1000
 """Inputs of one child."""
 KEPT = 3
 """Files kept of each kind of finding."""
@@ -59,6 +61,8 @@ def check_seeds(names: tuple[str, ...]) -> None:
                     TARGETS[name].read(data, Path(folder))
                 except Exception as error:
                     raise SystemExit(f"{name}: the valid file {file} is not read: {error!r}") from error
+    gc.collect()
+    gc.freeze()  # the children neither look through nor copy what is loaded now
 
 
 class Campaign:
@@ -82,12 +86,15 @@ class Campaign:
 
     def run(self, first: int, inputs: int) -> None:
         """Run the inputs from `first` on that have no line in the log."""
-        over = {line["first"] for line in self.lines()}
+        over: set[int] = set()
         for line in self.lines():
             self.kept.update(found["key"] for found in line["findings"])
-        for start in range(first, first + inputs, GROUP):
-            if (start // GROUP) % self.share[1] == self.share[0] and start not in over:
-                self._group(range(start, min(start + GROUP, first + inputs)))
+            over.update(range(line["first"], line["first"] + line["inputs"]))
+        for block in range(first // GROUP, (first + inputs - 1) // GROUP + 1):
+            ends = max(block * GROUP, first), min((block + 1) * GROUP, first + inputs)
+            left = [number for number in range(*ends) if number not in over]
+            if left and block % self.share[1] == self.share[0]:
+                self._group(left)
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of the log."""
@@ -96,7 +103,7 @@ class Campaign:
         text = self.log.read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
-    def _group(self, numbers: range) -> None:
+    def _group(self, numbers: list[int]) -> None:
         began = time.perf_counter()
         found, counts = run_inputs(self._read, numbers, self.limits)
         keys = [{"key": self._keep(one), "number": one.number} for one in found]

@@ -20,13 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from radglint.errors import GeometryError, ImageError
+from radglint.geometry import check_plausible
 
 Modality = Literal["CXR", "CT"]
 ValueUnit = Literal["HU", "display"]
-
-SPACING_LIMITS_MM = (0.01, 200.0)
-"""Of a CT's voxels; far outside what a scanner makes, so that only nonsense is refused."""
-MAX_ORIGIN_MM = 1e5
 
 
 @dataclass(frozen=True)
@@ -104,13 +101,7 @@ class MedicalImage:
         scale = np.linalg.norm(columns, axis=0)
         if (scale <= 0).any() or abs(np.linalg.det(columns / scale)) < 1e-3:
             raise GeometryError(f"{self.path}: the affine is singular (two axes coincide or one has no length)")
-        low, high = SPACING_LIMITS_MM
-        if scale.min() < low or scale.max() > high or np.abs(affine[:3, 3]).max() > MAX_ORIGIN_MM:
-            words = " x ".join(f"{s:.4g}" for s in scale)
-            raise GeometryError(
-                f"{self.path}: voxels of {words} mm with the first at {affine[:3, 3].tolist()} mm cannot be a chest; "
-                f"expected {low:g} to {high:g} mm and an origin within {MAX_ORIGIN_MM:g} mm; check the units"
-            )
+        check_plausible(scale, affine[:3, 3], self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from radglint.errors import GeometryError, ImageError
-from radglint.geometry import as_affine, shear_deg, spacing_from_affine
+from radglint.geometry import as_affine, check_plausible, shear_deg, spacing_from_affine
 from radglint.hounsfield import check_hu, clamp_padding
 from radglint.image import MedicalImage
 from radglint.signatures import is_nifti_pair, nifti_version
@@ -169,6 +169,7 @@ def _affine(header: Any, path: Path, notes: list[str]) -> np.ndarray:
     if not s_code and not q_code:
         notes.append("qform_code and sform_code are 0: left, right, front and back are unknown and were assumed")
     matrix = as_affine(chosen, str(path))
+    check_plausible(spacing_from_affine(matrix), matrix[:3, 3], str(path))
     _check_spacing(matrix, header, path, notes)
     return matrix
 

@@ -20,6 +20,7 @@ from radglint.dicom_file import (
     text,
 )
 from radglint.errors import GeometryError, ImageError
+from radglint.geometry import check_plausible
 
 HEADER_TAGS = [
     "SOPClassUID",
@@ -132,6 +133,8 @@ class SliceHeader:
             raise GeometryError(
                 f"{where}: tag {tag_name('PixelSpacing')} must be positive, got {self.spacing_mm.tolist()}"
             )
+        if self.spacing_mm is not None and self.position_mm is not None:
+            check_plausible(self.spacing_mm, self.position_mm, str(where))
         for keyword, value in {"RescaleSlope": self.slope, "RescaleIntercept": self.intercept}.items():
             if value is None:
                 raise ImageError(f"{where}: tag {tag_name(keyword)} is missing, so the values cannot be turned into HU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -49,6 +50,11 @@ def insert(path, before: int, extra: bytes):
     at = data.index(struct.pack("<HH", before >> 16, before & 0xFFFF), 132)
     path.write_bytes(data[:at] + extra + data[at:])
     return path
+
+
+def read_or_refused(path) -> None:
+    with contextlib.suppress(ImageError):  # any other error fails the test
+        assert read_image(path).shape == RAMP.shape
 
 
 def refused(path, words: str, kind: type[Exception] = ImageError) -> str:
@@ -146,10 +152,7 @@ def test_sequences_without_end_are_refused(tmp_path, tag):
 def test_a_text_of_another_kind_counts_as_unreadable(tmp_path, tag, vr, value):
     path = write_radiograph(tmp_path / "a.dcm", RAMP, SOPClassUID=None)
     insert(path, 0x00280002 if tag > 0x00100000 else 0x00080060, element(tag, vr, value))
-    try:
-        assert read_image(path).shape == RAMP.shape
-    except ImageError as error:
-        assert str(path) in str(error)
+    read_or_refused(path)
 
 
 def test_a_table_of_odd_length_is_refused(tmp_path):
@@ -157,13 +160,6 @@ def test_a_table_of_odd_length_is_refused(tmp_path):
     item.add_new("LUTData", "OW", b"\1" * 513)
     path = write_radiograph(tmp_path / "a.dcm", RAMP, VOILUTSequence=item)
     read_or_refused(path)
-
-
-def read_or_refused(path) -> None:
-    try:
-        read_image(path)
-    except ImageError as error:
-        assert str(path) in str(error)
 
 
 @pytest.mark.parametrize("spacing", [[1e-30, 1e-30], [1e200, 1e200]])
@@ -177,7 +173,7 @@ def test_impossible_spacing_of_a_radiograph_is_not_used(tmp_path, spacing):
 @pytest.mark.parametrize("tags", [{"PixelSpacing": [1e-30, 1e-30]}, {"PixelSpacing": [1e200, 1e200]}])
 def test_impossible_voxels_of_a_ct_are_refused(tmp_path, tags):
     write_ct_series(tmp_path / "ct", phantom_hu(4), **tags)
-    with pytest.raises(GeometryError, match="cannot be a chest|singular|finite"):
+    with pytest.raises(GeometryError, match=r"cannot be a chest|singular|finite"):
         read_image(tmp_path / "ct")
 
 
@@ -259,12 +255,12 @@ def test_a_member_without_a_name(tmp_path):
 @pytest.mark.parametrize("load", [load_training, load_pretraining, load_suite])
 def test_toml_without_end(tmp_path, text, load):
     (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(ConfigError, match="a.toml"):
+    with pytest.raises(ConfigError, match=r"a\.toml"):
         load(tmp_path / "a.toml")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"name": ' * 20_000, '{"name": ' + "9" * 5_000 + "}"])
 def test_a_prompt_bank_without_end(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(InputError, match="a.json"):
+    with pytest.raises(InputError, match=r"a\.json"):
         load_bank(tmp_path / "a.json")

@@ -212,7 +212,7 @@ def _refused(number: int, error: RadglintError) -> Finding | str:
         if isinstance(cause, MemoryError):
             return Finding(number, "memory", place_of(cause), _traceback(error))
         cause = cause.__cause__ or cause.__context__
-    if not str(error).strip() or "\n" in str(error).strip() and "problems" not in str(error):
+    if not str(error).strip() or ("\n" in str(error).strip() and "problems" not in str(error)):
         return Finding(number, "promise", f"message {place_of(error)}", f"no clear line: {str(error)!r}")
     return "refused"
 

@@ -51,8 +51,10 @@ def raster_files() -> dict[str, bytes]:
         ("exif.png", grey, "PNG", {"exif": exif}), ("grey.jpg", grey, "JPEG", {}), ("colour.jpg", colour, "JPEG", {}),
         ("progressive.jpg", colour, "JPEG", {"progressive": True, "exif": exif}),
         ("cmyk.jpg", colour.convert("CMYK"), "JPEG", {}), ("grey.tif", grey, "TIFF", {}),
-        ("deep.tif", deep, "TIFF", {"compression": "tiff_lzw"}), ("deflate.tif", grey, "TIFF", {"compression": "tiff_deflate"}),
-        ("jpeg.tif", colour, "TIFF", {"compression": "jpeg"}), ("bits.tif", colour, "TIFF", {"compression": "packbits"}),
+        ("deep.tif", deep, "TIFF", {"compression": "tiff_lzw"}),
+        ("deflate.tif", grey, "TIFF", {"compression": "tiff_deflate"}),
+        ("jpeg.tif", colour, "TIFF", {"compression": "jpeg"}),
+        ("bits.tif", colour, "TIFF", {"compression": "packbits"}),
         ("float.tif", Image.fromarray(picture(np.float32)), "TIFF", {}),
     ]  # fmt: skip
     files = {}

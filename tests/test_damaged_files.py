@@ -18,7 +18,7 @@ from pydicom.uid import RLELossless
 from dicom_files import lut_item, phantom_hu, write_ct_series, write_enhanced_ct, write_radiograph
 from radglint import dicom_stream
 from radglint.dicom_stream import BoundedReader, check_deflated
-from radglint.errors import ConfigError, GeometryError, ImageError, InputError
+from radglint.errors import ConfigError, GeometryError, ImageError, InputError, shown
 from radglint.evaluation.suite import load_suite
 from radglint.pretraining.config import load_config as load_pretraining
 from radglint.prompt_banks import load_bank
@@ -162,6 +162,15 @@ def test_a_table_of_odd_length_is_refused(tmp_path):
     read_or_refused(path)
 
 
+def test_a_file_meta_group_of_wrong_kinds(tmp_path):
+    paths = write_ct_series(tmp_path / "ct", phantom_hu(3))
+    data = paths[1].read_bytes()
+    assert data[168:174] == b"\2\0\2\0UI"
+    paths[1].write_bytes(data[:172] + b"FD" + data[174:])
+    with contextlib.suppress(ImageError):
+        assert read_image(tmp_path / "ct").shape == phantom_hu(3).shape
+
+
 @pytest.mark.parametrize("spacing", [[1e-30, 1e-30], [1e200, 1e200]])
 def test_impossible_spacing_of_a_radiograph_is_not_used(tmp_path, spacing):
     path = write_radiograph(tmp_path / "a.dcm", RAMP, ImagerPixelSpacing=spacing)
@@ -257,6 +266,14 @@ def test_toml_without_end(tmp_path, text, load):
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"a\.toml"):
         load(tmp_path / "a.toml")
+
+
+def test_a_nested_value_of_a_wrong_kind_is_shown_in_short(tmp_path):
+    (tmp_path / "a.toml").write_text(f"name = {'[' * 150}{']' * 150}")
+    with pytest.raises(ConfigError, match=r"a\.toml") as caught:
+        load_suite(tmp_path / "a.toml")
+    assert len(str(caught.value)) < 1_000
+    assert len(shown({"a": ["x" * 500] * 500})) <= 100
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"name": ' * 20_000, '{"name": ' + "9" * 5_000 + "}"])

@@ -171,10 +171,8 @@ def read_slice_headers(paths: list[Path]) -> tuple[list[SliceHeader], int]:
 def _headers_of_file(path: Path) -> list[SliceHeader]:
     """Headers of one file; an empty list if it holds no image (structure set, report, directory)."""
     ds = open_dicom(path, stop_before_pixels=True, tags=HEADER_TAGS)
-    if (
-        text(ds, "SOPClassUID") == DICOMDIR_UID
-        or getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR_UID
-    ):
+    meta = getattr(ds, "file_meta", None) or Dataset()
+    if DICOMDIR_UID in (text(ds, "SOPClassUID"), text(meta, "MediaStorageSOPClassUID")):
         return []
     for keyword in ("Modality", "SeriesInstanceUID"):
         if not text(ds, keyword):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from pydantic import model_validator as checked
 
-from radglint.errors import ConfigError
+from radglint.errors import ConfigError, shown
 from radglint.model import BranchConfig
 from radglint.precision import Precision
 from radglint.regularizer import Anchor
@@ -213,5 +213,5 @@ def _problem(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: is missing"
     message = error["msg"].removeprefix("Value error, ")
-    came = "" if isinstance(error["input"], dict | BaseModel) else f", got {error['input']!r}"
+    came = "" if isinstance(error["input"], dict | BaseModel) else f", got {shown(error['input'])}"
     return f"{key}: {message}{came}" if key else message

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from pydantic import model_validator as checked
 
-from radglint.errors import InputError
+from radglint.errors import InputError, shown
 from radglint.writing import write_json
 
 KIND = "radglint evaluation"
@@ -374,7 +374,7 @@ def _problem(error: Any) -> str:
         return f"{key}: unknown key"
     if error["type"] == "missing":
         return f"{key}: is missing"
-    came = "" if isinstance(error["input"], dict | list) else f", got {error['input']!r}"
+    came = "" if isinstance(error["input"], dict | list) else f", got {shown(error['input'])}"
     return f"{key}: {error['msg'].removeprefix('Value error, ')}{came}"
 
 

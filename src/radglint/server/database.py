@@ -84,7 +84,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self._writing = threading.Lock()
         try:
-            self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), pool_size=10, max_overflow=40)
+            self._engine = create_engine(
+                url, pool_pre_ping=not url.startswith("sqlite"), pool_size=10, max_overflow=40, hide_parameters=True
+            )
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _sqlite_settings)
             _metadata.create_all(self._engine)

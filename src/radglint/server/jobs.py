@@ -122,8 +122,9 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Finish what is in work if `grace_s` allows, then end the model process."""
-        self._inbox.put(("stop",))
-        self._thread.join(self.config.grace_s + 10)
+        if self._thread.is_alive():
+            self._inbox.put(("stop",))
+            self._thread.join(self.config.grace_s + 10)
         if self._process is not None:
             self._process.close()
 

@@ -33,7 +33,7 @@ def series(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> d
     hu = np.full((6, 40, 48), -1000, dtype=np.int16)
     hu[:, 8:32, 8:40] = 40
     hu[:, 12:28, 12:20] = -850
-    spacing = {"PixelSpacing": [8.0, 7.0], "SliceThickness": 8.0}
+    spacing = {"PixelSpacing": [8.0, 7.0], "SliceThickness": 8.0, "FrameOfReferenceUID": "1.2.3.4.9"}
     paths = write_ct_series(tmp_path_factory.mktemp("ct"), hu, step=(0.0, 0.0, 8.0), **spacing)
     return server.upload(*((path.name, path.read_bytes()) for path in paths))
 
@@ -294,7 +294,7 @@ def test_headers_and_lists(server: ServerProcess, radiograph: dict) -> None:
 
 def test_logs_and_metrics_name_no_patient(server: ServerProcess, tmp_path: Path) -> None:
     path = write_radiograph(
-        tmp_path / "x.dcm", np.full((40, 40), 5), PatientName="Secret^Name", StudyDate="Secret^Name"
+        tmp_path / "x.dcm", np.full((40, 40), 5), PatientName="Secret^Name", PatientID="Secret^Name"
     )
     study = server.upload(("Secret^Name.dcm", path.read_bytes()))
     server.client.get("/api/v1/studies/Secret^Name?name=Secret^Name")

@@ -168,6 +168,12 @@ class Database:
             gone = connection.execute(delete(_studies).where(_studies.c.id == study_id)).rowcount > 0
         return ids if gone else None
 
+    def forget_deleted(self) -> None:
+        """Empty SQLite's write-ahead log, in which what was deleted is still to be read."""
+        if self._engine.dialect.name == "sqlite":
+            with self._writing, self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def studies_before(self, created_s: float) -> list[str]:
         """Ids of the studies that came before a time."""
         with self._engine.connect() as connection:

@@ -238,6 +238,7 @@ class Dispatcher:
             self.hub.settle(job_id)
 
     def _on_forget(self, study_id: str, job_ids: list[str]) -> None:
+        self.database.forget_deleted()
         if self._process is not None:
             self._process.send({"kind": "forget", "study": study_id})
         for item_id in (study_id, *job_ids):

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from radglint.server import monai, problems, routes_jobs, routes_service, routes_studies
 from radglint.server.access import Gate
-from radglint.server.limits import BodyLimits
+from radglint.server.limits import App, BodyLimits
 from radglint.server.service import PREFIX, Service
 
 DESCRIPTION = (

@@ -252,8 +252,8 @@ def _latency(server: ServerProcess, ct: Path | None) -> None:
                     raise SystemExit(f"a question ended as {job['state']}: {job['problem']}")
                 seconds.append(time.perf_counter() - began)
             spent = (_cpu_s(process) - cpu) / len(phrases)
-            middle, most = statistics.median(seconds), max(seconds)
-            print(f"  {kind}: median {1000 * middle:.0f} ms, most {1000 * most:.0f} ms, CPU {1000 * spent:.0f} ms")
+            times = (1000 * value for value in (statistics.median(seconds), max(seconds), spent))
+            print("  {}: median {:.0f} ms, most {:.0f} ms, CPU {:.0f} ms".format(kind, *times))
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -221,9 +221,8 @@ def _print(load: Load, lost: list[str], ended: Counter[str], options: argparse.N
     print(f"{'kind':<22}{'number':>8}{'p50 ms':>9}{'p95 ms':>9}  statuses")
     for kind, seconds in sorted(load.seconds.items()):
         middle, high = statistics.median(seconds), sorted(seconds)[int(0.95 * (len(seconds) - 1))]
-        print(
-            f"{kind:<22}{len(seconds):8}{1000 * middle:9.0f}{1000 * high:9.0f}  {dict(sorted(load.statuses[kind].items()))}"
-        )
+        statuses = dict(sorted(load.statuses[kind].items()))
+        print(f"{kind:<22}{len(seconds):8}{1000 * middle:9.0f}{1000 * high:9.0f}  {statuses}")
     errors = sum(n for counts in load.statuses.values() for status, n in counts.items() if status >= 500)
     print(f"5xx: {errors}; not reached: {load.unreached}; jobs accepted: {len(load.jobs)}, ended: {dict(ended)}")
     print(f"lost jobs: {len(lost)}", *lost[:5])

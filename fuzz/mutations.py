@@ -1,4 +1,4 @@
-"""Mutations that know nothing of a format: of bytes, of text, and of JSON values. Every choice comes from one `Random`."""
+"""Mutations that know nothing of a format: of bytes, of text, of JSON values. Every choice comes from one `Random`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ EDGE_FLOATS = (
     float("-inf"), 0.1, 1024.0,
 )  # fmt: skip
 EDGE_TEXTS = (
-    "", " ", "\0", "\n", "../../etc/passwd", "a" * 300, "\ud800", "\u202e", "é", "\U0001d518", "NaN", "-0", "1e999", "%s%n",
+    "", " ", "\0", "\n", "../../etc/passwd", "a" * 300, "\ud800", "\u202e", "é", "\U0001d518", "NaN",
+    "-0", "1e999", "%s%n",
     "<script>", "0x10", "\uff11\uff12", "\\", "ISO_IR 192", "1.2.3", "-1", "99999999999999999999",
 )  # fmt: skip
 MAX_BYTES = 1 << 18

@@ -37,6 +37,12 @@ def test_the_longest_query_of_repeated_words_costs_little(words):
     assert cost_s(parsed_or_refused, text[: MAX_QUERY_CHARACTERS - 1]) < 0.6
 
 
+@pytest.mark.parametrize("mark", ["=", "-", ",", ".", ";", ": ", "= -", "(", "?!", "\u2013"])
+def test_a_long_run_of_marks_costs_little(mark):
+    text = f"hea{mark * MAX_QUERY_CHARACTERS}"[: MAX_QUERY_CHARACTERS - 12]
+    assert cost_s(parsed_or_refused, f"{text}seen nodule") < 0.6
+
+
 def test_words_that_unsay_each_other_without_end_are_refused():
     with pytest.raises(QueryError, match="says and unsays its finding"):
         parse_query("no " * 300 + "effusion")

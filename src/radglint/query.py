@@ -47,7 +47,7 @@ _OPENER = re.compile(
     _FLAGS,
 )
 _TAIL = re.compile(
-    rf"[\s,:-]+(?:(?:{_BE}\s+){{0,6}}(?:{_BE}|{_SEEN})|of|for|and|or|but|with|the|a|an|not)$|[\s,;:.!=-]+$", _FLAGS
+    rf"[\s,:-]++(?:(?:{_BE}\s+){{0,6}}(?:{_BE}|{_SEEN})|of|for|and|or|but|with|the|a|an|not)$|[\s,;:.!=-]+$", _FLAGS
 )
 _ARTICLE = re.compile(r"\b(?i:the|an)\s+|(?<=\b(?:in|of|at|on|by))\s+a(?=\s+\w)|(?<=\b(?:with|near|from))\s+a(?=\s+\w)")
 _CONTRACTION = (
@@ -82,7 +82,7 @@ _NOT_NORMAL = re.compile(r"\b(?:not|no longer)\s+(?:entirely\s+)?(?:normal|unrem
 
 # 2. Absence said after the finding: "effusion is not seen", "effusion has resolved", "pneumothorax: none".
 _ABSENT_AFTER = re.compile(
-    rf"^(?P<head>.+?)[\s,:=-]+(?:(?:{_BE}|now|since|completely|fully|entirely)\s+){{0,6}}"
+    rf"^(?P<head>.+?)[\s,:=-]++(?:(?:{_BE}|now|since|completely|fully|entirely)\s+){{0,6}}"
     rf"(?:(?:not|no longer|cannot be|could not be|never)\s+(?:(?:{_BE}|any|longer|currently|definitely)\s+){{0,6}}"
     rf"{_SEEN}"
     rf"|absent|resolved|cleared|disappeared|gone|removed|ruled[\s-]+out|excluded|none|negative|no|nil"

@@ -170,7 +170,7 @@ def _affine(header: Any, path: Path, notes: list[str]) -> np.ndarray:
         notes.append("qform_code and sform_code are 0: left, right, front and back are unknown and were assumed")
     matrix = as_affine(chosen, str(path))
     _check_spacing(matrix, header, path, notes)
-    check_plausible(spacing_from_affine(matrix), matrix[:3, 3], str(path))
+    check_plausible(np.array(spacing_from_affine(matrix)), matrix[:3, 3], str(path))
     return matrix
 
 

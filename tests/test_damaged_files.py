@@ -260,7 +260,9 @@ def test_a_member_without_a_name(tmp_path):
 # --- configurations
 
 
-@pytest.mark.parametrize("text", ["x = " + "[" * 50_000, "x = " + "{a = " * 5_000, "x = " + "9" * 5_000])
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 50_000, "x = " + "{a = " * 5_000, "x = " + "9" * 5_000, "x." * 50_000 + "y = 1"]
+)
 @pytest.mark.parametrize("load", [load_training, load_pretraining, load_suite])
 def test_toml_without_end(tmp_path, text, load):
     (tmp_path / "a.toml").write_text(text)

@@ -12,6 +12,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import RLELossless
 
@@ -192,6 +193,27 @@ def test_a_frame_count_that_no_file_can_hold(tmp_path):
     ds.NumberOfFrames = 2**31 - 1
     ds.save_as(path)
     refused(path, "2147483647 frames but 3 items")
+
+
+# --- pictures
+
+
+def test_a_small_jpeg_that_claims_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (40, 1))).save(data, "JPEG")
+    raw = bytearray(data.getvalue())
+    at = raw.index(b"\xff\xc0") + 5
+    raw[at : at + 4] = b"\x20\x20\x20\x20"
+    (tmp_path / "a.jpg").write_bytes(raw)
+    refused(tmp_path / "a.jpg", r"8224 x 8224 pixels cannot lie in \d+ bytes")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_an_honest_picture_that_packs_well_is_looked_at(tmp_path, mode):
+    picture = Image.new("L", (3000, 3000))
+    picture.paste(200, (1000, 1000, 2000, 2000))
+    picture.convert(mode).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (3000, 3000)
 
 
 # --- NIfTI

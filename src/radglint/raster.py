@@ -23,6 +23,8 @@ from radglint.image import MedicalImage
 FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_PIXELS = 100_000_000
 """Refused from the header on, before anything is allocated; the largest detectors have about 20 megapixels."""
+MAX_PX_PER_BYTE = 10_000
+"""An empty picture packs to about 1,000 pixels a byte, one of few colours to 8,000; a header that claims more lies."""
 MIN_SIDE_PX = 32
 MAX_GREY_SPREAD = 8
 """Channels that differ by at most this much (of 255) are grey: JPEG rounds colour by a few levels."""
@@ -62,7 +64,7 @@ def read_raster(path: str | Path) -> MedicalImage:
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); check the name and the permission") from error
     with _quiet(), _decoding(path), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        _check_header(picture, path)
+        _check_header(picture, path, len(data))
         steps = [f"decoded {picture.format} of {picture.width} x {picture.height} pixels, mode {picture.mode}"]
         notes: list[str] = []
         orientation = _orientation(picture)
@@ -115,10 +117,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _check_header(picture: Image.Image, path: Path) -> None:
+def _check_header(picture: Image.Image, path: Path, size_bytes: int) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS} are read; reduce the image")
+    if width * height > MAX_PX_PER_BYTE * size_bytes:
+        raise ImageError(
+            f"{path}: truncated, {width} x {height} pixels cannot lie in {size_bytes} bytes; copy or export it again"
+        )
     if min(width, height) < MIN_SIDE_PX:
         raise ImageError(f"{path}: {width} x {height} pixels, a radiograph needs {MIN_SIDE_PX} on each side")
     pages = getattr(picture, "n_frames", 1)

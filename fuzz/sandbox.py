@@ -6,6 +6,7 @@ A child has `cpu_s` seconds of processor time for each input (not wall time: the
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -173,6 +174,7 @@ def _prepare(limits: Limits) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
+    faulthandler.disable()
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

@@ -1,7 +1,7 @@
 """Findings on DICOM sources, and how to read DICOM results back by another way than they were written.
 
 That way is pydicom, with places from ImagePositionPatient alone.
-highdicom is not used here. Validators of other makers (dcmtk, dicom3tools) are called where they are installed.
+highdicom is not used here. Validators of other makers (dcmtk, dicom3tools) are called; `make test` installs them.
 """
 
 from __future__ import annotations
@@ -160,10 +160,10 @@ def _value(item: Dataset) -> Any:
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a command of another maker; a loud skip where it is not installed."""
+    """The path of a command of another maker; a failure that says what to install where it is missing."""
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"NO {name.upper()}: install the Debian package {package} to check DICOM results with it")
+        pytest.fail(f"{name} is missing: `make programs` installs it (the Debian package {package})")
     return found
 
 

@@ -25,13 +25,12 @@ from dicom_results import (
     centroid_of_nifti,
     centroid_of_segment,
     content_items,
-    dciodvfy_errors,
+    dciodvfy,
     dump,
     measurement_groups,
     seg_pixels,
     segment_of,
     segment_on_grid,
-    tool,
     write_series,
 )
 from findings_phantom import answer, collect
@@ -181,7 +180,7 @@ def test_wrong_use(tmp_path: Path) -> None:
 def test_dicom3tools_finds_no_error(tmp_path: Path, source: str) -> None:
     image = radiograph(tmp_path) if source == "radiograph" else read_image(write_series(tmp_path / "series"))
     report(ask(image), tmp_path)
-    assert dciodvfy_errors(tmp_path / "sr.dcm") == []
+    assert dciodvfy(tmp_path / "sr.dcm") == []
 
 
 def test_dcmtk_reads_the_tree(tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ def test_real_series(tmp_path: Path, shared_data: Path) -> None:
     for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientSex", "StudyDate"):
         assert seg[keyword].value == sr.get(keyword, source[keyword].value) == source[keyword].value
     assert not [element.tag for ds in (seg, sr) for element in ds.iterall() if element.tag.is_private]
-    assert dciodvfy_errors(tmp_path / "seg.dcm") == dciodvfy_errors(tmp_path / "sr.dcm") == []
+    assert dciodvfy(tmp_path / "seg.dcm") == dciodvfy(tmp_path / "sr.dcm") == []
 
 
 def test_command_line_on_a_ct(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

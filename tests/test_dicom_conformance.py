@@ -87,7 +87,7 @@ def test_the_only_warning_is_about_the_code_of_our_own(results: Any, source: str
 
 @pytest.mark.parametrize("source", ["axial", "DX"])
 def test_what_dciodvfy_does_not_know_of_a_labelmap_is_all_it_finds(results: Any, source: str, tmp_path: Path) -> None:
-    """It is of 2022; LABELMAP came in 2024. Shown as a Segmentation, only what a LABELMAP does otherwise is an error."""
+    """It is of 2022; LABELMAP came in 2024. Shown as a Segmentation, what a LABELMAP does otherwise is an error."""
     ds = pydicom.dcmread(results(source, "LABELMAP")[0])
     assert ds.SOPClassUID == LABELMAP
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = pydicom.uid.UID(SEGMENTATION)

@@ -1,7 +1,7 @@
 """Segmentations read along a second route: the bytes by dcmtk, the places from the frames, against nibabel's masks.
 
 The library that wrote them, highdicom, has no part in the reading, and neither has pydicom in decoding. Each is
-compared with the NIfTI mask of the same finding: pixel by pixel on the same place in the world, and by its centre in mm.
+compared with the NIfTI mask of the same finding: pixel by pixel at the same place in the world, and by its centre.
 """
 
 from __future__ import annotations

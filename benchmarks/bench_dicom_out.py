@@ -2,7 +2,7 @@
 
 Command: python benchmarks/bench_dicom_out.py [--slices N] [--findings N]              (about 5 minutes on 2 cores)
 Every finding marks an ellipsoid of its own with a blurred edge, in 512 x 512 x 300 voxels; a third is not found and
-stays as a named segment without a frame. The baseline, 1.0 x, is writing the same masks as NIfTI, in a process of its own.
+stays as a named segment without a frame. The baseline, 1.0 x, is writing the same masks as NIfTI, in its own process.
 Target: BINARY in at most 1.5 times the seconds of the baseline.
 """
 

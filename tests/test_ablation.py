@@ -25,6 +25,7 @@ from radglint.cli import main
 from radglint.errors import ConfigError
 from train_runs import RECIPES, tiny_run
 
+
 @pytest.mark.parametrize("recipe", ["cxr_nano", "cxr_base"])
 def test_every_variant_is_a_configuration_and_differs(tmp_path: Path, recipe: str) -> None:
     config = tiny_run(tmp_path, recipe)

@@ -49,11 +49,11 @@ find_missing() {
 find_missing || exit 0
 
 give_up() {
-    echo "make test needs the Debian packages $missing, and $1: install them (sudo apt-get install $missing)" >&2
+    echo "make test needs the Debian packages $missing, and $1: ${2:-install them (sudo apt-get install $missing)}" >&2
     exit 1
 }
 
-command -v apt-get >/dev/null 2>&1 || give_up "there is no apt-get here"
+command -v apt-get >/dev/null 2>&1 || give_up "there is no apt-get here" "install these programs another way"
 as_root=""
 if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null || give_up "this user may not install packages"

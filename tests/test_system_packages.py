@@ -121,12 +121,12 @@ def test_without_apt_or_rights_it_names_the_packages(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert run.stderr == (
         "make test needs the Debian packages orthanc, and there is no apt-get here: "
-        "install them (sudo apt-get install orthanc)\n"
+        "install these programs another way\n"
     )
     machine.apt()
     run = machine.run()
     assert run.returncode == 1
-    assert "this user may not install packages" in run.stderr
+    assert "this user may not install packages: install them (sudo apt-get install orthanc)" in run.stderr
     machine.program("sudo", '[ "$1" = -n ] && shift; exec "$@"')
     assert machine.run().returncode == 1
     assert "\ninstall " in machine.log.read_text()

@@ -150,13 +150,15 @@ def _fraction(finding: Finding) -> np.ndarray:
 
 
 def _refuse_overlap(findings: Findings, pixels: np.ndarray) -> None:
-    for k in range(1, pixels.shape[-1]):
-        for j in range(k):
-            if np.any(pixels[..., j] & pixels[..., k]):
-                names = f"{findings[j].query!r} and {findings[k].query!r}"
-                raise OutputError(
-                    f"{findings.image.path}: the masks of {names} overlap, which a LABELMAP cannot hold; write BINARY"
-                )
+    """Each pixel may belong to one segment; looked at plane by plane, all segments at once."""
+    for plane in pixels:
+        shared = np.argwhere(np.count_nonzero(plane, axis=-1) > 1)
+        if len(shared):
+            first, second = np.flatnonzero(plane[tuple(shared[0])])[:2]
+            names = f"{findings[int(first)].query!r} and {findings[int(second)].query!r}"
+            raise OutputError(
+                f"{findings.image.path}: the masks of {names} overlap, which a LABELMAP cannot hold; write BINARY"
+            )
 
 
 def _compress(dataset: Dataset) -> None:

@@ -26,9 +26,6 @@ from radglint.train_state import checkpoints, whole
 from radglint.train_towers import Ranks
 from train_runs import flat, tiny_run, write_toml
 
-pytest.importorskip("accelerate", reason="the extra radglint[train] is not installed")
-
-
 PLAIN = {"fit__evidence_weight": 0.0, "fit__in_lungs": []}
 
 

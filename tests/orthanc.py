@@ -60,6 +60,11 @@ class Orthanc:
         """Its node, as AE@host:port."""
         return f"{TITLE}@127.0.0.1:{self.dicom_port}"
 
+    @property
+    def is_down(self) -> bool:
+        """Whether it is not running."""
+        return self._process is None
+
     def start(self) -> None:
         """Start it on its storage, and wait until it answers."""
         storage = self.folder / "storage"

@@ -35,6 +35,7 @@ SERIES_FIELDS = (
     *("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription", "BodyPartExamined"),
     "NumberOfSeriesRelatedInstances",
 )
+AS_STORED = (("application/dicom", "*"),)  # whatever its transfer syntax
 MAY_PASS = (408, 425, 429, 502, 503, 504)
 """HTTP status codes that say "not now"."""
 NO_RESOURCES = range(0xA700, 0xA800)
@@ -184,7 +185,7 @@ class DicomWeb:
 
     def _fetch_all(self, study: str, series: str, targets: dict[str, Path]) -> None:
         with self._answers("a series"):
-            for dataset in self._client.iter_series(study, series):
+            for dataset in self._client.iter_series(study, series, media_types=AS_STORED):
                 _keep(dataset, series, targets)
 
     def _fetch_one(self, study: str, series: str, uid: str, targets: dict[str, Path]) -> None:

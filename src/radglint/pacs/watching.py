@@ -53,7 +53,7 @@ class Watcher:
     def __init__(self, config: WatchConfig, source: Source, ledger: Ledger, say: Say) -> None:
         self.config = config
         self.ledger = ledger
-        self._source = source
+        self.source = source
         self._target = open_target(config.target)
         self._say = say
         self._results = config.folder.absolute() / RESULTS
@@ -81,7 +81,7 @@ class Watcher:
             for entry in self.ledger.due():
                 if not stop.is_set():
                     self._advance(entry, stop)
-            self._source.clean(self.ledger)
+            self.source.clean(self.ledger)
             if once and not self.ledger.entries(*OPEN):
                 return
             stop.wait(min(TURN_S, self.config.source.poll_s))
@@ -89,7 +89,7 @@ class Watcher:
     def _look(self) -> float:
         """Note what the source has; seconds until the next look."""
         try:
-            self.ledger.note(self._source.sightings(), first_look=self._source.first_look)
+            self.ledger.note(self.source.sightings(), first_look=self.source.first_look)
         except PacsError as error:
             may_pass = isinstance(error, PacsUnreachable) or self._has_looked
             if not (may_pass and self._patient):
@@ -122,11 +122,11 @@ class Watcher:
         if still > 0:
             self.ledger.wait(entry, still)
             return None
-        rule, reason = self.config.rule_for(self._source.header(entry), entry.instances)
+        rule, reason = self.config.rule_for(self.source.header(entry), entry.instances)
         if rule is None:
             return self._move(entry, "passed", reason=reason, told=f"passed: {reason}")
-        files = self._source.fetch(entry)
-        if not self._source.is_whole(entry, files):
+        files = self.source.fetch(entry)
+        if not self.source.is_whole(entry, files):
             self._log("more is coming in", entry)
             self.ledger.wait(entry, self.config.source.poll_s)
             return None
@@ -137,7 +137,7 @@ class Watcher:
         question = self._questions.get(entry.rule)
         if question is None:  # the rules are others than before
             return self.ledger.move(entry, "seen")
-        files = self._source.fetch(entry)
+        files = self.source.fetch(entry)
         answer = answer_series(self._pipeline, files, question, self._results / entry.series_uid)
         left_out = "; ".join(answer.left_out)
         if not answer.results:
@@ -179,7 +179,7 @@ class Watcher:
         """Count a failure; try again later, or park the series."""
         back_to: State = entry.state
         if entry.state == "fetched":  # the fetch may be what was wrong
-            self._source.forget(entry)
+            self.source.forget(entry)
             back_to = "seen"
         entry = self._put_off(entry, back_to, reason, counts=True)
         if entry.attempts >= self.config.max_attempts:

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 
 import radglint
+from dicom_files import phantom_hu
 from dicom_results import measurement_groups, seg_pixels, segment_of, segment_on_grid
 from orthanc import Orthanc, orthanc, orthanc_of_session  # noqa: F401
 from pacs_inputs import (
@@ -102,7 +103,7 @@ def test_a_ct_and_a_radiograph_come_back_as_seg_and_sr(
 def test_a_second_watcher_and_a_lost_ledger_store_nothing_again(
     orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
 ) -> None:
-    send([write_chest(tmp_path / "chest.dcm")], parse_peer(orthanc.peer))
+    orthanc.upload(write_chest(tmp_path / "chest.dcm"))
     first = watch_document(orthanc, tmp_path / "first", tiny_folder)
     watch_once(first)
     before = [ds.SOPInstanceUID for ds in (*orthanc.find("SEG"), *orthanc.find("SR"))]
@@ -115,13 +116,13 @@ def test_a_second_watcher_and_a_lost_ledger_store_nothing_again(
 def test_a_broken_series_is_parked_and_the_others_go_on(
     orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
 ) -> None:
-    gap = write_ct(tmp_path / "gap", skip=(4, 5, 6))
+    gap = write_ct(tmp_path / "gap", phantom_hu(10, 64, 64), skip=(4, 5, 6))
     flat = write_chest(tmp_path / "flat.dcm")
     ds = pydicom.dcmread(flat)
     ds.PixelData = b"\0" * len(ds.PixelData)
     ds.save_as(flat)
     good = [write_chest(tmp_path / f"good{k}.dcm", seed=k) for k in range(2)]
-    send([*gap, flat, *good], parse_peer(orthanc.peer))
+    orthanc.upload(*gap, flat, *good)
     document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
     watch_once(document)
     entries = ledger_entries(document)
@@ -137,20 +138,20 @@ def test_a_broken_series_is_parked_and_the_others_go_on(
 def test_missing_slices_that_arrive_make_a_parked_series_whole(
     orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
 ) -> None:
-    ct = write_ct(tmp_path / "ct")
+    ct = write_ct(tmp_path / "ct", phantom_hu(10, 64, 64))
     late = ct[4:7]
-    send([path for path in ct if path not in late], parse_peer(orthanc.peer))
+    orthanc.upload(*(path for path in ct if path not in late))
     document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
     watch_once(document)
     assert ledger_entries(document)[uid_of(ct[0])].state == "parked"
-    send(late, parse_peer(orthanc.peer))
+    orthanc.upload(*late)
     watch_once(document)
     assert ledger_entries(document)[uid_of(ct[0])].state == "stored"
     assert len(orthanc.find("SEG")) == 1
 
 
 def test_a_series_that_grows_is_waited_for(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    ct = write_ct(tmp_path / "ct", np.zeros((8, 64, 64), np.int16) + np.arange(64, dtype=np.int16) * 10 - 500)
+    ct = write_ct(tmp_path / "ct", phantom_hu(8, 64, 64))
     document = watch_document(orthanc, tmp_path / "watch", tiny_folder, quiet_s=0.6)
     orthanc.upload(*ct[:2])
     lines: list[str] = []
@@ -277,7 +278,7 @@ def test_nano_answers_a_real_ct(orthanc: Orthanc, shared_data: Path, tmp_path: P
     places = sorted(files, key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2]))[35:65]
     document = watch_document(orthanc, tmp_path / "watch", "nano")
     del document["rules"][0]["threshold"]
-    send(places, parse_peer(orthanc.peer))
+    orthanc.upload(*places)
     watch_once(document)
     (tmp_path / "cut").mkdir()
     for path in places:

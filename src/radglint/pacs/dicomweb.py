@@ -202,11 +202,9 @@ class DicomWeb:
                 raise PacsError(f"{keyword}: is no DICOM keyword, so it cannot be searched for; check its spelling")
         seen: set[str] = set()
         while True:
-            page = self._call(
-                "a search",
-                lambda: search(search_filters=filters, fields=fields, limit=PAGE_ROWS, offset=len(seen)),
-            )
-            fresh = [row for row in map(_row, page) if row.get(key) and row[key] not in seen]
+            offset = len(seen)
+            page = self._call("a search", lambda offset=offset: _rows(search, fields, filters, offset))
+            fresh = [row for row in page if row.get(key) and row[key] not in seen]
             for row in fresh:
                 seen.add(row[key])
                 yield {field: row.get(field, "") for field in fields}
@@ -303,6 +301,14 @@ def _keep(dataset: Dataset, series: str, targets: dict[str, Path]) -> None:
         return
     with whole_file(targets[uid]) as file, quiet_pydicom():
         dcmwrite(file, dataset, enforce_file_format=True)
+
+
+def _rows(
+    search: Callable[..., list[Any]], fields: tuple[str, ...], filters: dict[str, str], offset: int
+) -> list[Row]:
+    """One page of a search."""
+    found = search(search_filters=filters, fields=fields, limit=PAGE_ROWS, offset=offset)
+    return [_row(item) for item in found]
 
 
 def _row(item: Any) -> Row:

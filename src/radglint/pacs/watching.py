@@ -75,6 +75,7 @@ class Watcher:
             OutputError: the ledger cannot be written.
         """
         self._patient, next_look = not once, 0.0
+        self._sweep()
         while not stop.is_set():
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + self._look()
@@ -85,6 +86,13 @@ class Watcher:
             if once and not self.ledger.entries(*OPEN):
                 return
             stop.wait(min(TURN_S, self.config.source.poll_s))
+
+    def _sweep(self) -> None:
+        """Remove results that a killed watcher left: stored already, or not yet in the ledger."""
+        for folder in self._results.iterdir() if self._results.is_dir() else ():
+            entry = self.ledger.entry(folder.name)
+            if entry is None or entry.state == "stored" or not entry.objects:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _look(self) -> float:
         """Note what the source has; seconds until the next look."""

@@ -23,6 +23,14 @@ QUERIES = ("pleural effusion", "left lung nodule", "no pneumothorax")
 THRESHOLD = 0.05  # of a model without training: low enough that something is marked
 PATIENT = {"PatientName": "Secret^Name", "PatientID": "SECRET-ID", "PatientBirthDate": "19500203"}
 
+PLACEHOLDER = "1.2.3.4444444"
+
+
+def with_evil_name(path: Path) -> Path:
+    """The file with a path in place of `PLACEHOLDER`, which pydicom would not write."""
+    path.write_bytes(path.read_bytes().replace(PLACEHOLDER.encode(), b"../../../evil"))
+    return path
+
 
 def write_ct(folder: Path, hu: np.ndarray | None = None, **tags: Any) -> list[Path]:
     """A CT series of 24 slices of 128 x 128, or of `hu`, in a study of its own."""

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 
 from dicom_files import phantom_hu
 from orthanc import USER, Orthanc, orthanc, orthanc_of_session  # noqa: F401
-from pacs_inputs import write_chest, write_ct
+from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
 from radglint.errors import ConfigError, PacsError, PacsUnreachable
 from radglint.pacs import dicomweb
 from radglint.pacs.access import DicomWebConfig, open_session
@@ -54,7 +54,9 @@ def test_search_finds_what_is_there_and_keeps_names_out(orthanc: Orthanc, tmp_pa
 
 
 def test_search_goes_on_page_after_page(
-    orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    orthanc: Orthanc,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(dicomweb, "PAGE_ROWS", 3)
     ct = write_ct(tmp_path / "ct", phantom_hu(7))
@@ -85,7 +87,9 @@ def test_fetched_files_are_the_stored_ones(orthanc: Orthanc, tmp_path: Path) -> 
 
 
 def test_a_fetch_goes_on_where_it_was_interrupted(
-    orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    orthanc: Orthanc,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(6))
     orthanc.upload(*ct)
@@ -145,7 +149,8 @@ def test_what_is_no_uid_goes_nowhere(uid: str, tmp_path: Path) -> None:
 
 
 def test_wrong_and_missing_credentials_are_said_without_them(
-    orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    orthanc: Orthanc,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setenv("RADGLINT_DICOMWEB_PASSWORD", "guessed-secret")
     with pytest.raises(PacsError, match="401") as caught:
@@ -202,7 +207,9 @@ def test_tls_is_verified_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other.pem"))
     (tmp_path / "ca.pem").write_text("")
     assert open_session(DicomWebConfig(url="https://a/b")).verify is True
-    assert open_session(DicomWebConfig(url="https://a/b", ca_file=tmp_path / "ca.pem")).verify == str(tmp_path / "ca.pem")
+    assert open_session(DicomWebConfig(url="https://a/b", ca_file=tmp_path / "ca.pem")).verify == str(
+        tmp_path / "ca.pem"
+    )
     assert open_session(DicomWebConfig(url="https://a/b", verify_tls=False)).verify is False
 
 
@@ -237,7 +244,7 @@ def test_what_is_no_dicomweb_is_one_line_without_its_text(body: bytes) -> None:
 
 def test_another_instance_than_asked_for_is_not_written(tmp_path: Path) -> None:
     """A server that answers with a file of another name, or of another series, cannot write where it likes."""
-    chest = write_chest(tmp_path / "other.dcm", SOPInstanceUID=pydicom.uid.UID("../../../evil", pydicom.config.IGNORE))
+    chest = with_evil_name(write_chest(tmp_path / "other.dcm", SOPInstanceUID=PLACEHOLDER))
     wanted = generate_uid()
     listing = f'[{{"00080018": {{"vr": "UI", "Value": ["{wanted}"]}}}}]'.encode()
 

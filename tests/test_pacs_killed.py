@@ -30,7 +30,9 @@ def run_watcher(config: Path, point: str, record: Path) -> subprocess.CompletedP
 
 @pytest.mark.slow
 def test_exactly_one_result_whenever_it_is_killed(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     """One series, killed at every point in turn; each restart goes on from what the one before left."""
     ct = write_ct(tmp_path / "ct", phantom_hu(SLICES, 64, 64))

@@ -66,7 +66,10 @@ def assert_radiograph_masks_equal(seg: pydicom.Dataset, findings: Findings) -> N
 
 
 def test_a_ct_and_a_radiograph_come_back_as_seg_and_sr(
-    orthanc: Orthanc, tiny: radglint.Pipeline, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny: radglint.Pipeline,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     ct, chest = write_ct(tmp_path / "ct"), write_chest(tmp_path / "chest.dcm")
     send(ct, parse_peer(orthanc.peer))
@@ -101,7 +104,9 @@ def test_a_ct_and_a_radiograph_come_back_as_seg_and_sr(
 
 
 def test_a_second_watcher_and_a_lost_ledger_store_nothing_again(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     orthanc.upload(write_chest(tmp_path / "chest.dcm"))
     first = watch_document(orthanc, tmp_path / "first", tiny_folder)
@@ -114,7 +119,9 @@ def test_a_second_watcher_and_a_lost_ledger_store_nothing_again(
 
 
 def test_a_broken_series_is_parked_and_the_others_go_on(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     gap = write_ct(tmp_path / "gap", phantom_hu(10, 64, 64), skip=(4, 5, 6))
     flat = write_chest(tmp_path / "flat.dcm")
@@ -136,7 +143,9 @@ def test_a_broken_series_is_parked_and_the_others_go_on(
 
 
 def test_missing_slices_that_arrive_make_a_parked_series_whole(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(10, 64, 64))
     late = ct[4:7]
@@ -201,7 +210,9 @@ def test_what_was_there_before_is_left(orthanc: Orthanc, tiny_folder: Path, tmp_
 
 
 def test_orthanc_that_restarts_in_mid_run_loses_nothing(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,  # noqa: F811
 ) -> None:
     """Killed while series are under way; the watcher waits, and parks nothing."""
     orthanc.upload(*(write_chest(tmp_path / f"{k}.dcm", seed=k) for k in range(4)))
@@ -233,7 +244,10 @@ def test_a_pacs_that_is_away_ends_a_single_run(orthanc: Orthanc, tiny_folder: Pa
 
 
 def test_wrong_credentials_end_the_watcher_at_once(
-    orthanc: Orthanc, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    orthanc: Orthanc,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setenv("RADGLINT_DICOMWEB_PASSWORD", "guessed")
     with pytest.raises(PacsError, match="RADGLINT_DICOMWEB_USER") as caught:

@@ -303,9 +303,7 @@ def _keep(dataset: Dataset, series: str, targets: dict[str, Path]) -> None:
         dcmwrite(file, dataset, enforce_file_format=True)
 
 
-def _rows(
-    search: Callable[..., list[Any]], fields: tuple[str, ...], filters: dict[str, str], offset: int
-) -> list[Row]:
+def _rows(search: Callable[..., list[Any]], fields: tuple[str, ...], filters: dict[str, str], offset: int) -> list[Row]:
     """One page of a search."""
     found = search(search_filters=filters, fields=fields, limit=PAGE_ROWS, offset=offset)
     return [_row(item) for item in found]

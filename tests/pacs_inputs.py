@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,11 +13,9 @@ from pydicom.uid import generate_uid
 
 from dicom_files import phantom_hu, write_ct_series, write_radiograph
 from orthanc import Orthanc
-from radglint.checkpoint import Calibration, LogisticMap, save_checkpoint
-from radglint.pacs.config import WatchConfig
-from radglint.pacs.ledger import Entry, Ledger
-from radglint.pacs.watching import open_watcher
-from tiny_models import PROMPTS, PROVENANCE, tiny_calibration, tiny_model
+
+if TYPE_CHECKING:
+    from radglint.pacs.ledger import Entry
 
 QUERIES = ("pleural effusion", "left lung nodule", "no pneumothorax")
 THRESHOLD = 0.05  # of a model without training: low enough that something is marked
@@ -51,8 +49,11 @@ def _identity() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pacs_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder of a tiny model for CT and radiographs that takes every query as in scope."""
+    from radglint.checkpoint import Calibration, LogisticMap, save_checkpoint
+    from tiny_models import PROMPTS, PROVENANCE, tiny_calibration, tiny_model
+
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
     shown = {concept: LogisticMap(slope=5.0, bias=-0.5) for concept in PROMPTS}
     maps = {k: entry.model_copy(update={"presence": shown}) for k, entry in tiny_calibration().modalities.items()}
@@ -77,6 +78,9 @@ def watch_document(orthanc: Orthanc, folder: Path, model: Path | str, **changes:
 
 def watch_once(document: dict[str, Any]) -> list[str]:
     """Watch until no series is on its way; returns the log."""
+    from radglint.pacs.config import WatchConfig
+    from radglint.pacs.watching import open_watcher
+
     lines: list[str] = []
     with open_watcher(WatchConfig.model_validate(document), lines.append) as watcher:
         watcher.run(threading.Event(), once=True)
@@ -85,6 +89,8 @@ def watch_once(document: dict[str, Any]) -> list[str]:
 
 def ledger_entries(document: dict[str, Any]) -> dict[str, Entry]:
     """What the ledger says, by series UID."""
+    from radglint.pacs.ledger import Ledger
+
     with Ledger(Path(document["folder"])) as ledger:
         return {entry.series_uid: entry for entry in ledger.entries()}
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydicom.uid import generate_uid
 
 from dicom_files import phantom_hu
-from orthanc import USER, Orthanc, orthanc, orthanc_of_session  # noqa: F401
+from orthanc import USER, Orthanc
 from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
 from radglint.errors import ConfigError, PacsError, PacsUnreachable
 from radglint.pacs import dicomweb
@@ -24,7 +24,7 @@ from radglint.pacs.access import DicomWebConfig, open_session
 from radglint.pacs.dicomweb import DicomWeb
 
 
-def client(orthanc: Orthanc, **changes: Any) -> DicomWeb:  # noqa: F811
+def client(orthanc: Orthanc, **changes: Any) -> DicomWeb:
     return DicomWeb(DicomWebConfig(**{"url": orthanc.web, "attempts": 2, "first_wait_s": 0.01, **changes}))
 
 
@@ -33,7 +33,7 @@ def uids_of(path: Path) -> tuple[str, str, str]:
     return ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID
 
 
-def test_search_finds_what_is_there_and_keeps_names_out(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_search_finds_what_is_there_and_keeps_names_out(orthanc: Orthanc, tmp_path: Path) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(4), StudyDescription="CT chest", BodyPartExamined="CHEST")
     chest = write_chest(tmp_path / "chest.dcm", StudyDate="20250101")
     orthanc.upload(*ct, chest)
@@ -56,7 +56,7 @@ def test_search_finds_what_is_there_and_keeps_names_out(orthanc: Orthanc, tmp_pa
 def test_search_goes_on_page_after_page(
     orthanc: Orthanc,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dicomweb, "PAGE_ROWS", 3)
     ct = write_ct(tmp_path / "ct", phantom_hu(7))
@@ -65,7 +65,7 @@ def test_search_goes_on_page_after_page(
     assert client(orthanc).instances(study, series) == sorted(uids_of(path)[2] for path in ct)
 
 
-def test_header_has_all_tags_but_no_pixels(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_header_has_all_tags_but_no_pixels(orthanc: Orthanc, tmp_path: Path) -> None:
     chest = write_chest(tmp_path / "chest.dcm", ImageType=["DERIVED", "PRIMARY"], ViewPosition="PA")
     orthanc.upload(chest)
     header = client(orthanc).header(*uids_of(chest))
@@ -73,7 +73,7 @@ def test_header_has_all_tags_but_no_pixels(orthanc: Orthanc, tmp_path: Path) -> 
     assert not header.get("PixelData")
 
 
-def test_fetched_files_are_the_stored_ones(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_fetched_files_are_the_stored_ones(orthanc: Orthanc, tmp_path: Path) -> None:
     """As they were stored, compressed ones too."""
     ct = write_ct(tmp_path / "ct", phantom_hu(4), syntax=pydicom.uid.RLELossless)
     orthanc.upload(*ct)
@@ -89,7 +89,7 @@ def test_fetched_files_are_the_stored_ones(orthanc: Orthanc, tmp_path: Path) -> 
 def test_a_fetch_goes_on_where_it_was_interrupted(
     orthanc: Orthanc,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(6))
     orthanc.upload(*ct)
@@ -114,7 +114,7 @@ def test_a_fetch_goes_on_where_it_was_interrupted(
     assert len(list((tmp_path / "out").iterdir())) == 6
 
 
-def test_store_twice_is_one_object(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_store_twice_is_one_object(orthanc: Orthanc, tmp_path: Path) -> None:
     chest = write_chest(tmp_path / "chest.dcm")
     server = client(orthanc)
     server.store(chest)
@@ -123,7 +123,7 @@ def test_store_twice_is_one_object(orthanc: Orthanc, tmp_path: Path) -> None:  #
     assert found == pydicom.dcmread(chest)
 
 
-def test_a_refused_instance_is_named_with_its_reason(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_a_refused_instance_is_named_with_its_reason(orthanc: Orthanc, tmp_path: Path) -> None:
     chest = write_chest(tmp_path / "chest.dcm", StudyInstanceUID=None)
     with pytest.raises(PacsError, match=r"chest\.dcm: .* refuses it with reason C000H \(cannot understand\)") as caught:
         client(orthanc).store(chest)
@@ -131,7 +131,7 @@ def test_a_refused_instance_is_named_with_its_reason(orthanc: Orthanc, tmp_path:
     assert "Secret" not in str(caught.value)
 
 
-def test_what_is_not_there_is_said(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_not_there_is_said(orthanc: Orthanc, tmp_path: Path) -> None:
     with pytest.raises(PacsError, match="has no instance of series"):
         client(orthanc).fetch("1.2.3", "1.2.4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -150,7 +150,7 @@ def test_what_is_no_uid_goes_nowhere(uid: str, tmp_path: Path) -> None:
 
 def test_wrong_and_missing_credentials_are_said_without_them(
     orthanc: Orthanc,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RADGLINT_DICOMWEB_PASSWORD", "guessed-secret")
     with pytest.raises(PacsError, match="401") as caught:
@@ -161,7 +161,7 @@ def test_wrong_and_missing_credentials_are_said_without_them(
         list(client(orthanc).studies())
 
 
-def test_two_servers_have_credentials_of_their_own(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_two_servers_have_credentials_of_their_own(orthanc: Orthanc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RADGLINT_DICOMWEB_PASSWORD", "of another server")
     monkeypatch.setenv("ARCHIVE_USER", USER)
     monkeypatch.setenv("ARCHIVE_PASSWORD", str(orthanc.password))
@@ -265,7 +265,7 @@ def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Ite
     """A server on loopback that gives whatever answer a test needs."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             answer(self)
 
         def log_message(self, format: str, *args: Any) -> None:

@@ -1,8 +1,9 @@
-"""C-ECHO and C-STORE: our sender to Orthanc and dcmtk, our receiver from Orthanc, from itself and from what is hostile."""
+"""C-ECHO and C-STORE: our sender to Orthanc, our receiver from Orthanc, dcmtk, itself and what is hostile."""
 
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import subprocess
 import threading
@@ -19,7 +20,7 @@ from pynetdicom import AE, build_context
 from pynetdicom.sop_class import CTImageStorage, DigitalXRayImageStorageForPresentation  # type: ignore[attr-defined]
 
 from dicom_files import phantom_hu
-from orthanc import Orthanc, free_port, orthanc, orthanc_of_session  # noqa: F401
+from orthanc import Orthanc, free_port
 from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
 from radglint.errors import ConfigError, ImageError, PacsError, PacsUnreachable
 from radglint.pacs import receiver as receiver_module
@@ -28,6 +29,8 @@ from radglint.pacs.receiver import Receiver, ReceiverConfig
 
 DX = DigitalXRayImageStorageForPresentation
 QUICK = Caller(timeout_s=5.0)
+# pynetdicom leaves a socket that could not connect to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def place_of(path: Path) -> str:
     return f"{ds.StudyInstanceUID}/{ds.SeriesInstanceUID}/{ds.SOPInstanceUID}.dcm"
 
 
-def test_orthanc_answers_and_takes_what_we_send(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_orthanc_answers_and_takes_what_we_send(orthanc: Orthanc, tmp_path: Path) -> None:
     peer = parse_peer(orthanc.peer)
     echo(peer, QUICK)
     ct = write_ct(tmp_path / "ct", phantom_hu(2))
@@ -65,10 +68,10 @@ def test_orthanc_answers_and_takes_what_we_send(orthanc: Orthanc, tmp_path: Path
     assert len(orthanc.find("CT")) == 4
 
 
-def test_orthanc_sends_to_our_receiver(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_orthanc_sends_to_our_receiver(orthanc: Orthanc, tmp_path: Path) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(3))
     orthanc.upload(*ct)
-    (study,) = __import__("json").loads(orthanc.rest("/studies"))
+    (study,) = json.loads(orthanc.rest("/studies"))
     quiet: list[tuple[str, str, Path]] = []
     with receiving(tmp_path / "in", lambda *series: quiet.append(series), allowed_callers=("ORTHANC",)) as receiver:
         node = {"AET": "RADGLINT", "Host": "127.0.0.1", "Port": receiver.port}
@@ -118,7 +121,7 @@ def test_a_full_disk_is_said_to_the_sender(tmp_path: Path, monkeypatch: pytest.M
     """A700H, "out of resources": the sender keeps the instance and may try again."""
     chest = write_chest(tmp_path / "chest.dcm")
     with receiving(tmp_path / "in", min_free_bytes=2**60) as receiver:
-        with pytest.raises(PacsUnreachable, match="out of resources"):
+        with pytest.raises(PacsError, match="out of resources"):
             send([chest], peer_of(receiver), QUICK)
         assert receiver.refused == 1
 
@@ -129,7 +132,7 @@ def test_a_full_disk_is_said_to_the_sender(tmp_path: Path, monkeypatch: pytest.M
 
     with receiving(tmp_path / "in", min_free_bytes=0) as receiver:
         monkeypatch.setattr(receiver_module, "whole_file", full)
-        with pytest.raises(PacsUnreachable, match="A700H"):
+        with pytest.raises(PacsError, match="A700H"):
             send([chest], peer_of(receiver), QUICK)
         monkeypatch.undo()
         send([chest], peer_of(receiver), QUICK)
@@ -140,7 +143,7 @@ def test_a_full_disk_is_said_to_the_sender(tmp_path: Path, monkeypatch: pytest.M
 def test_a_uid_that_is_a_path_writes_nothing(keyword: str, tmp_path: Path) -> None:
     evil = with_evil_name(write_chest(tmp_path / "evil.dcm", **{keyword: PLACEHOLDER}))
     with receiving(tmp_path / "a" / "b" / "c" / "in") as receiver:
-        status = store_raw(receiver, pydicom.dcmread(evil))
+        status = store_raw(receiver, pydicom.dcmread(evil), "1.2.3")
         assert status == 0x0117
         assert receiver.stored == 0
     assert stored_files(tmp_path) == ["evil.dcm"]
@@ -188,8 +191,8 @@ def test_an_endless_instance_ends_the_association(tmp_path: Path) -> None:
 
 def test_garbage_on_the_port_does_not_stop_the_receiver(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    with receiving(tmp_path / "in", idle_timeout_s=1.0) as receiver:
-        for _ in range(20):
+    with receiving(tmp_path / "in", idle_timeout_s=0.5) as receiver:
+        for _ in range(8):
             with socket.create_connection(("127.0.0.1", receiver.port), timeout=2) as wire:
                 wire.sendall(rng.bytes(int(rng.integers(1, 300))))
         echo(peer_of(receiver), QUICK)
@@ -200,7 +203,7 @@ def test_a_used_port_is_said(tmp_path: Path) -> None:
         Receiver(tmp_path / "other", ReceiverConfig(port=receiver.port)).__enter__()
 
 
-def test_files_that_a_node_refuses_are_named(orthanc: Orthanc, tmp_path: Path) -> None:  # noqa: F811
+def test_files_that_a_node_refuses_are_named(orthanc: Orthanc, tmp_path: Path) -> None:
     good = write_chest(tmp_path / "good.dcm")
     odd = write_chest(tmp_path / "odd.dcm", SOPClassUID="1.2.3.4.5.6")
     nameless = write_chest(tmp_path / "nameless.dcm", StudyInstanceUID=None)
@@ -238,8 +241,8 @@ def store_raw(
     """One C-STORE with any data set under any name; the status that comes back."""
     from io import BytesIO
 
-    from pydicom.filewriter import write_dataset
     from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
     from pynetdicom.dimse_primitives import C_STORE
 
     if content is None:
@@ -253,7 +256,7 @@ def store_raw(
     request.MessageID, request.Priority = 1, 2
     request.AffectedSOPClassUID = DX
     named = str(ds.SOPInstanceUID) if instance is None else instance
-    request.AffectedSOPInstanceUID = named if named.replace(".", "").isdigit() else "1.2.3"
+    request.AffectedSOPInstanceUID = named
     request.DataSet = BytesIO(content)
     association._reactor_checkpoint.clear()
     while not association._is_paused:

@@ -12,8 +12,8 @@ import pydicom
 import pytest
 
 from dicom_files import phantom_hu
-from orthanc import Orthanc, orthanc, orthanc_of_session  # noqa: F401
-from pacs_inputs import ledger_entries, tiny_folder, watch_document, write_ct, write_toml  # noqa: F401
+from orthanc import Orthanc
+from pacs_inputs import ledger_entries, watch_document, write_ct, write_toml
 from pacs_killed import FETCHED_BEFORE_KILL, POINTS
 
 SLICES = 9
@@ -31,13 +31,13 @@ def run_watcher(config: Path, point: str, record: Path) -> subprocess.CompletedP
 @pytest.mark.slow
 def test_exactly_one_result_whenever_it_is_killed(
     orthanc: Orthanc,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     """One series, killed at every point in turn; each restart goes on from what the one before left."""
     ct = write_ct(tmp_path / "ct", phantom_hu(SLICES, 64, 64))
     orthanc.upload(*ct)
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     config, record = write_toml(document, tmp_path / "watch.toml"), tmp_path / "fetched.txt"
     states = []
     for point in POINTS:

@@ -15,12 +15,11 @@ import pytest
 import radglint
 from dicom_files import phantom_hu
 from dicom_results import measurement_groups, seg_pixels, segment_of, segment_on_grid
-from orthanc import Orthanc, orthanc, orthanc_of_session  # noqa: F401
+from orthanc import Orthanc
 from pacs_inputs import (
     QUERIES,
     THRESHOLD,
     ledger_entries,
-    tiny_folder,  # noqa: F401
     watch_document,
     watch_once,
     write_chest,
@@ -28,23 +27,23 @@ from pacs_inputs import (
 )
 from radglint.errors import InputError, PacsError, PacsUnreachable
 from radglint.findings import Findings
+from radglint.pacs.access import DicomWebConfig
 from radglint.pacs.config import WatchConfig
 from radglint.pacs.dicomweb import DicomWeb
-from radglint.pacs.access import DicomWebConfig
 from radglint.pacs.dimse import parse_peer, send
 from radglint.pacs.watching import open_watcher
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: Path) -> radglint.Pipeline:  # noqa: F811
-    return radglint.load(tiny_folder, device="cpu")
+def tiny(pacs_model: Path) -> radglint.Pipeline:
+    return radglint.load(pacs_model, device="cpu")
 
 
 def uid_of(path: Path, keyword: str = "SeriesInstanceUID") -> str:
     return str(pydicom.dcmread(path, stop_before_pixels=True)[keyword].value)
 
 
-def result_for(orthanc: Orthanc, modality: str, source: Path) -> pydicom.Dataset:  # noqa: F811
+def result_for(orthanc: Orthanc, modality: str, source: Path) -> pydicom.Dataset:
     """The only result of a modality in the study of a source file, as Orthanc holds it."""
     study = uid_of(source, "StudyInstanceUID")
     (found,) = [ds for ds in orthanc.find(modality) if ds.StudyInstanceUID == study]
@@ -68,13 +67,13 @@ def assert_radiograph_masks_equal(seg: pydicom.Dataset, findings: Findings) -> N
 def test_a_ct_and_a_radiograph_come_back_as_seg_and_sr(
     orthanc: Orthanc,
     tiny: radglint.Pipeline,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     ct, chest = write_ct(tmp_path / "ct"), write_chest(tmp_path / "chest.dcm")
     send(ct, parse_peer(orthanc.peer))
     DicomWeb(DicomWebConfig(url=orthanc.web)).store(chest)
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     lines = watch_once(document)
 
     volume = tiny.ask(tmp_path / "ct", QUERIES, THRESHOLD)
@@ -105,23 +104,23 @@ def test_a_ct_and_a_radiograph_come_back_as_seg_and_sr(
 
 def test_a_second_watcher_and_a_lost_ledger_store_nothing_again(
     orthanc: Orthanc,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     orthanc.upload(write_chest(tmp_path / "chest.dcm"))
-    first = watch_document(orthanc, tmp_path / "first", tiny_folder)
+    first = watch_document(orthanc, tmp_path / "first", pacs_model)
     watch_once(first)
     before = [ds.SOPInstanceUID for ds in (*orthanc.find("SEG"), *orthanc.find("SR"))]
     watch_once(first)
-    watch_once(watch_document(orthanc, tmp_path / "second", tiny_folder))
+    watch_once(watch_document(orthanc, tmp_path / "second", pacs_model))
     assert [ds.SOPInstanceUID for ds in (*orthanc.find("SEG"), *orthanc.find("SR"))] == before
     assert len(before) == 2
 
 
 def test_a_broken_series_is_parked_and_the_others_go_on(
     orthanc: Orthanc,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     gap = write_ct(tmp_path / "gap", phantom_hu(10, 64, 64), skip=(4, 5, 6))
     flat = write_chest(tmp_path / "flat.dcm")
@@ -130,7 +129,7 @@ def test_a_broken_series_is_parked_and_the_others_go_on(
     ds.save_as(flat)
     good = [write_chest(tmp_path / f"good{k}.dcm", seed=k) for k in range(2)]
     orthanc.upload(*gap, flat, *good)
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     watch_once(document)
     entries = ledger_entries(document)
     assert {entries[uid_of(path)].state for path in good} == {"stored"}
@@ -144,13 +143,13 @@ def test_a_broken_series_is_parked_and_the_others_go_on(
 
 def test_missing_slices_that_arrive_make_a_parked_series_whole(
     orthanc: Orthanc,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(10, 64, 64))
     late = ct[4:7]
     orthanc.upload(*(path for path in ct if path not in late))
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     watch_once(document)
     assert ledger_entries(document)[uid_of(ct[0])].state == "parked"
     orthanc.upload(*late)
@@ -159,9 +158,9 @@ def test_missing_slices_that_arrive_make_a_parked_series_whole(
     assert len(orthanc.find("SEG")) == 1
 
 
-def test_a_series_that_grows_is_waited_for(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_series_that_grows_is_waited_for(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     ct = write_ct(tmp_path / "ct", phantom_hu(8, 64, 64))
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder, quiet_s=0.6)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model, quiet_s=0.6)
     orthanc.upload(*ct[:2])
     lines: list[str] = []
     stop = threading.Event()
@@ -175,7 +174,7 @@ def test_a_series_that_grows_is_waited_for(orthanc: Orthanc, tiny_folder: Path, 
     assert ledger_entries(document)[uid_of(ct[0])].state == "stored"
 
 
-def test_rules_decide_and_results_never_match(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_rules_decide_and_results_never_match(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     wanted = write_chest(tmp_path / "a.dcm", SeriesDescription="Chest PA")
     others = {
         "body part": write_chest(tmp_path / "b.dcm", SeriesDescription="Chest PA", BodyPartExamined="HAND"),
@@ -185,7 +184,7 @@ def test_rules_decide_and_results_never_match(orthanc: Orthanc, tiny_folder: Pat
         "lateral view": write_chest(tmp_path / "f.dcm", SeriesDescription="chest lat", ViewPosition="LL"),
     }
     orthanc.upload(wanted, *others.values())
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     document["rules"][0] |= {"body_part": ["chest"], "description": r"\bchest", "exclude_description": "suppressed"}
     watch_once(document)
     watch_once(document)  # the results of the first are there now
@@ -197,9 +196,9 @@ def test_rules_decide_and_results_never_match(orthanc: Orthanc, tiny_folder: Pat
         assert reason in entries[uid_of(path)].reason
 
 
-def test_what_was_there_before_is_left(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_was_there_before_is_left(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     old, new = (write_chest(tmp_path / name) for name in ("old.dcm", "new.dcm"))
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     document["source"]["existing"] = "leave"
     orthanc.upload(old)
     watch_once(document)
@@ -211,12 +210,12 @@ def test_what_was_there_before_is_left(orthanc: Orthanc, tiny_folder: Path, tmp_
 
 def test_orthanc_that_restarts_in_mid_run_loses_nothing(
     orthanc: Orthanc,
-    tiny_folder: Path,
-    tmp_path: Path,  # noqa: F811
+    pacs_model: Path,
+    tmp_path: Path,
 ) -> None:
     """Killed while series are under way; the watcher waits, and parks nothing."""
     orthanc.upload(*(write_chest(tmp_path / f"{k}.dcm", seed=k) for k in range(4)))
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder, max_attempts=1)
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model, max_attempts=1)
     lines: list[str] = []
     stop = threading.Event()
 
@@ -236,8 +235,8 @@ def test_orthanc_that_restarts_in_mid_run_loses_nothing(
     assert len(orthanc.find("SEG")) == len(orthanc.find("SR")) == 4
 
 
-def test_a_pacs_that_is_away_ends_a_single_run(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+def test_a_pacs_that_is_away_ends_a_single_run(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     document["source"]["url"] = "http://127.0.0.1:9/dicom-web"
     with pytest.raises(PacsUnreachable, match="does not answer"):
         watch_once(document)
@@ -245,18 +244,18 @@ def test_a_pacs_that_is_away_ends_a_single_run(orthanc: Orthanc, tiny_folder: Pa
 
 def test_wrong_credentials_end_the_watcher_at_once(
     orthanc: Orthanc,
-    tiny_folder: Path,
+    pacs_model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RADGLINT_DICOMWEB_PASSWORD", "guessed")
     with pytest.raises(PacsError, match="RADGLINT_DICOMWEB_USER") as caught:
-        watch_once(watch_document(orthanc, tmp_path / "watch", tiny_folder))
+        watch_once(watch_document(orthanc, tmp_path / "watch", pacs_model))
     assert "guessed" not in str(caught.value)
 
 
-def test_two_watchers_cannot_share_a_folder(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    document = watch_document(orthanc, tmp_path / "watch", tiny_folder)
+def test_two_watchers_cannot_share_a_folder(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     with (
         open_watcher(WatchConfig.model_validate(document), print),
         pytest.raises(InputError, match="another watcher"),
@@ -264,11 +263,11 @@ def test_two_watchers_cannot_share_a_folder(orthanc: Orthanc, tiny_folder: Path,
         watch_once(document)
 
 
-def test_received_and_sent_back_by_c_store(orthanc: Orthanc, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_received_and_sent_back_by_c_store(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     """The same watcher without DICOMweb on either side."""
     chest = write_chest(tmp_path / "chest.dcm")
     document = watch_document(
-        orthanc, tmp_path / "watch", tiny_folder, target={"kind": "dimse", "to": orthanc.peer}, quiet_s=0.3
+        orthanc, tmp_path / "watch", pacs_model, target={"kind": "dimse", "to": orthanc.peer}, quiet_s=0.3
     )
     document["source"] = {"kind": "receive", "port": 0, "poll_s": 0.1}
     stop, lines = threading.Event(), []
@@ -287,7 +286,7 @@ def test_received_and_sent_back_by_c_store(orthanc: Orthanc, tiny_folder: Path, 
     assert not list((tmp_path / "watch" / "inbox").iterdir())
 
 
-def test_nano_answers_a_real_ct(orthanc: Orthanc, shared_data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_nano_answers_a_real_ct(orthanc: Orthanc, shared_data: Path, tmp_path: Path) -> None:
     files = sorted((shared_data / "ct_chest/fourd_lung_113/dicom").glob("*.dcm"))
     places = sorted(files, key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2]))[35:65]
     document = watch_document(orthanc, tmp_path / "watch", "nano")

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from radglint.dicom_file import items, quiet_pydicom, text
 from radglint.errors import ConfigError, PacsError, PacsUnreachable, RadglintError
 from radglint.pacs.access import INSTALL_HINT, DicomWebConfig, open_session
+from radglint.pacs.dimse import failure_words
 from radglint.pacs.uids import check_uid, is_uid
 from radglint.writing import output_errors, whole_file
 
@@ -38,8 +39,6 @@ SERIES_FIELDS = (
 AS_STORED = (("application/dicom", "*"),)  # whatever its transfer syntax
 MAY_PASS = (408, 425, 429, 502, 503, 504)
 """HTTP status codes that say "not now"."""
-NO_RESOURCES = range(0xA700, 0xA800)
-"""FailureReason of what is refused for want of room: the statuses A7xx of the storage service (PS3.4 table B.2-1)."""
 
 
 class DicomWeb:
@@ -178,8 +177,7 @@ class DicomWeb:
         """Raise what the server says against an instance."""
         for item in items(answer, "FailedSOPSequence"):
             reason = int(text(item, "FailureReason") or 0)
-            kind = PacsUnreachable if reason in NO_RESOURCES else PacsError
-            raise kind(
+            raise PacsError(
                 f"{path}: {self.config.url} refuses it with reason {reason:04X}H ({failure_words(reason)}); see its log"
             )
 
@@ -240,7 +238,8 @@ class DicomWeb:
         except RadglintError:
             raise
         except HTTPError as error:
-            raise self._refusal(what, error.response.status_code) from error
+            status = 0 if error.response is None else error.response.status_code
+            raise self._refusal(what, status) from error
         except RequestException as error:
             if isinstance(error, ValueError):  # not JSON, or an address that is none
                 raise PacsError(f"{where}: asked for {what}, sends no DICOMweb answer; check the address") from error
@@ -280,18 +279,6 @@ class DicomWeb:
         )  # UIDs are checked here; real ones have leading zeros
         client.set_http_retry_params(retry=False)  # `_call` does it, and knows what may pass
         return client
-
-
-def failure_words(status: int) -> str:
-    """What a status of the storage service means (PS3.4 table B.2-1, PS3.7 annex C)."""
-    known = {
-        0x0110: "processing failure", 0x0117: "invalid instance", 0x0122: "SOP class not supported",
-        0x0124: "not authorised", 0x0210: "duplicate invocation",
-    }  # fmt: skip
-    groups = {0xA7: "out of resources", 0xA9: "data set does not match SOP class"}
-    if status in known:
-        return known[status]
-    return groups.get(status >> 8, "cannot understand" if status >> 12 == 0xC else "unknown reason")
 
 
 def _keep(dataset: Dataset, series: str, targets: dict[str, Path]) -> None:

@@ -82,7 +82,7 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller()) -> int:
 
     Raises:
         ImageError: a file is not DICOM; nothing is sent then.
-        PacsUnreachable: no connection, or it broke, or the node is out of resources.
+        PacsUnreachable: no connection, or it broke.
         PacsError: the node refuses some of the files; it names them and the status.
     """
     pynetdicom = import_pynetdicom()
@@ -98,6 +98,18 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller()) -> int:
             f"{peer}: {len(refused)} of {len(files)} files not stored: {'; '.join(refused[:MAX_NAMED])}{more}"
         )
     return len(files)
+
+
+def failure_words(status: int) -> str:
+    """What a status of the storage service means (PS3.4 table B.2-1, PS3.7 annex C)."""
+    known = {
+        0x0110: "processing failure", 0x0117: "invalid instance", 0x0122: "SOP class not supported",
+        0x0124: "not authorised", 0x0210: "duplicate invocation",
+    }  # fmt: skip
+    groups = {0xA7: "out of resources", 0xA9: "data set does not match SOP class"}
+    if status in known:
+        return known[status]
+    return groups.get(status >> 8, "cannot understand" if status >> 12 == 0xC else "unknown reason")
 
 
 def import_pynetdicom() -> Any:
@@ -142,9 +154,9 @@ def _send_one(association: Any, file: Path, peer: Peer) -> list[str]:
     code = status.get("Status")
     if code is None:
         raise PacsUnreachable(f"{peer}: the connection broke while {file.name} was sent; try again")
-    if code >> 8 == 0xA7:
-        raise PacsUnreachable(f"{peer}: is out of resources ({code:04X}H) at {file.name}; free some space there")
-    return [] if code == SUCCESS or code in STORED_WITH_WARNING else [f"{file.name} (status {code:04X}H)"]
+    if code == SUCCESS or code in STORED_WITH_WARNING:
+        return []
+    return [f"{file.name} (status {code:04X}H, {failure_words(code)})"]
 
 
 @contextmanager

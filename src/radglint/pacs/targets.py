@@ -46,7 +46,7 @@ class DimseStore:
         self._peer = parse_peer(config.to)
         self._caller = Caller(config.title, config.timeout_s)
 
-    def has(self, _: Result) -> bool:
+    def has(self, result: Result) -> bool:
         """Never known."""
         return False
 

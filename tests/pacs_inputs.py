@@ -97,7 +97,7 @@ def ledger_entries(document: dict[str, Any]) -> dict[str, Entry]:
 
 def write_toml(document: dict[str, Any], path: Path) -> Path:
     """The document as a TOML file, tables last."""
-    plain = {key: value for key, value in document.items() if not isinstance(value, dict | list)}
+    plain = {key: value for key, value in document.items() if value == [] or not isinstance(value, dict | list)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in document.items():
         for table in value if isinstance(value, list) else [value] if isinstance(value, dict) else []:

@@ -48,7 +48,7 @@ class ReceiverConfig(BaseModel):
     max_associations: PositiveInt = 8
     max_pdu_bytes: PositiveInt = 131072
     idle_timeout_s: PositiveFloat = 60.0  # an association without a word is ended
-    max_instance_bytes: PositiveInt = 2**31  # an association that sends more in one instance is ended
+    max_instance_bytes: PositiveInt = 2**30  # an association that sends more in one instance is ended
     min_free_bytes: NonNegativeInt = 2**28  # refuse what would leave less on the disk
     quiet_s: PositiveFloat = 10.0  # a series is in when nothing of it came for so long
     on_release: bool = False  # or as soon as the association that sent it is released
@@ -74,6 +74,7 @@ class Receiver:
         self._sent: dict[int, set[tuple[str, str]]] = {}  # association to the series it sent
         self._bytes: dict[int, int] = {}  # association to what came since its last whole instance
         self._stop = threading.Event()
+        self._node: Any = None
         self._server: Any = None
         self._watcher = threading.Thread(target=self._watch, name="radglint series watcher", daemon=True)
 
@@ -91,8 +92,7 @@ class Receiver:
         """
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        node, pynetdicom = _node(self.config), import_pynetdicom()
-        events = pynetdicom.evt
+        self._node, events = _node(self.config), import_pynetdicom().evt
         handlers = [
             (events.EVT_C_STORE, self._store), (events.EVT_C_ECHO, lambda _: SUCCESS),
             (events.EVT_PDU_RECV, self._count), (events.EVT_RELEASED, self._released),
@@ -100,7 +100,7 @@ class Receiver:
         ]  # fmt: skip
         address = (self.config.host, self.config.port)
         try:
-            self._server = node.start_server(address, block=False, evt_handlers=handlers)
+            self._server = self._node.start_server(address, block=False, evt_handlers=handlers)
         except OSError as error:
             where = f"{self.config.host}:{self.config.port}"
             raise ConfigError(f"{where}: cannot listen there ({error.strerror}); choose another port") from error
@@ -108,10 +108,9 @@ class Receiver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening; series that are still coming in are not announced."""
+        """Stop listening and end what is open; series that are still coming in are not announced."""
         self._stop.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._node.shutdown()  # ends associations too
         self._watcher.join()
 
     def _store(self, event: Any) -> int:

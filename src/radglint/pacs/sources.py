@@ -14,9 +14,9 @@ from typing import Protocol
 from pydicom.dataset import Dataset
 
 from radglint.dicom_file import open_dicom, text
-from radglint.errors import PacsError
+from radglint.errors import ImageError, PacsError, PacsUnreachable
 from radglint.pacs.config import InboxSource, WebSource
-from radglint.pacs.dicomweb import DicomWeb, Row
+from radglint.pacs.dicomweb import DicomWeb
 from radglint.pacs.ledger import Entry, Ledger, Sighting, State
 from radglint.pacs.receiver import Receiver
 from radglint.pacs.uids import is_uid
@@ -30,6 +30,7 @@ class Source(Protocol):
     """What the watcher needs of either."""
 
     first_look: State
+    problems: set[str]  # what could not be looked at, in words
 
     def sightings(self) -> list[Sighting]:
         """Every series of a wanted modality that there is now."""
@@ -72,6 +73,7 @@ class WebFolder:
         self._modalities = modalities
         self._spool = folder / SPOOL
         self._studies: dict[str, tuple[str, list[Sighting]]] = {}  # UID to number of instances, and what was seen then
+        self.problems: set[str] = set()
 
     def sightings(self) -> list[Sighting]:
         """See `Source`. A study is looked into again only when its number of instances has changed."""
@@ -79,9 +81,19 @@ class WebFolder:
         for row in self._server.studies(self._filters()):
             study, number = row["StudyInstanceUID"], row["NumberOfStudyRelatedInstances"]
             known = self._studies.get(study)
-            found[study] = known if known and number and known[0] == number else (number, list(self._look_into(row)))
+            found[study] = known if known and number and known[0] == number else (number, self._look_into(study))
         self._studies = found
         return [sighting for _, sightings in found.values() for sighting in sightings]
+
+    def _look_into(self, study: str) -> list[Sighting]:
+        """The series of a study; none if the server refuses to list them, which must not hide the other studies."""
+        try:
+            return list(self._series_of(study))
+        except PacsUnreachable:
+            raise
+        except PacsError as error:
+            self.problems.add(f"study {study}: {error}")
+            return []
 
     def _filters(self) -> dict[str, str]:
         if self._config.lookback_days is None:
@@ -89,8 +101,7 @@ class WebFolder:
         first = date.today() - timedelta(days=self._config.lookback_days)
         return {"StudyDate": f"{first:%Y%m%d}-"}
 
-    def _look_into(self, study: Row) -> Iterator[Sighting]:
-        uid = study["StudyInstanceUID"]
+    def _series_of(self, uid: str) -> Iterator[Sighting]:
         for row in self._server.series(uid):
             modality, series = row["Modality"].upper(), row["SeriesInstanceUID"]
             if modality not in self._modalities or not is_uid(series):
@@ -141,6 +152,7 @@ class InboxFolder:
         self._inbox = folder / INBOX
         self._modalities = modalities
         self._modality: dict[str, str] = {}  # of each series folder
+        self.problems: set[str] = set()
         self.receiver = Receiver(self._inbox, config)
         self._stack = ExitStack()
 
@@ -164,9 +176,15 @@ class InboxFolder:
         return found
 
     def _modality_of(self, file: Path) -> str:
+        """Modality of a file, and of all in its folder; empty if its header cannot be read."""
         key = file.parent.name
         if key not in self._modality:
-            self._modality[key] = text(open_dicom(file, stop_before_pixels=True, tags=["Modality"]), "Modality").upper()
+            try:
+                header = open_dicom(file, stop_before_pixels=True, tags=["Modality"])
+                self._modality[key] = text(header, "Modality").upper()
+            except ImageError as error:
+                self._modality[key] = ""
+                self.problems.add(f"not asked: {error}")
         return self._modality[key]
 
     def header(self, entry: Entry) -> Dataset:

@@ -60,6 +60,7 @@ class Watcher:
         self._questions = {rule.name: _question(rule, config) for rule in config.rules}
         self._silent_looks = 0
         self._has_looked = False
+        self._told: set[str] = set()
         self._patient = True
 
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
@@ -106,6 +107,9 @@ class Watcher:
             wait = max(self.config.source.poll_s, self._back_off(self._silent_looks))
             self._log(f"{error}; looking again in {wait:.0f} s")
             return wait
+        for problem in sorted(self.source.problems - self._told):
+            self._log(problem)
+        self._told = set(self.source.problems)
         self._silent_looks, self._has_looked = 0, True
         return self.config.source.poll_s
 

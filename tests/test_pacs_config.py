@@ -194,7 +194,13 @@ def test_a_study_goes_out_and_in_by_the_command_line(
     assert cli.main(["pacs", "query", "1.2.3.4.5.6", "--json", "--where", "Modality=DX"]) == 0
     assert cli.main(["pacs", "fetch", "1.2.3.4.5.6", "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    for words in ("answers", "3 sent to", "1 stored at", "1.2.3.4.5.6       20260102", '"SeriesInstanceUID": "1.2.3.4.5.8"'):
+    for words in (
+        "answers",
+        "3 sent to",
+        "1 stored at",
+        "1.2.3.4.5.6       20260102",
+        '"SeriesInstanceUID": "1.2.3.4.5.8"',
+    ):
         assert words in out
     assert "Secret" not in out
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("*.dcm")) == ["1.2.3.4.5.7"] * 3 + [

@@ -169,14 +169,22 @@ def test_only_those_who_are_allowed_may_send(tmp_path: Path) -> None:
             echo(Peer("SOMEONE", "127.0.0.1", receiver.port), Caller("SCANNER", 5.0))
 
 
-def test_associations_are_limited_and_idle_ones_are_ended(tmp_path: Path) -> None:
-    with receiving(tmp_path / "in", max_associations=1, idle_timeout_s=0.5) as receiver:
+def test_associations_are_limited(tmp_path: Path) -> None:
+    with receiving(tmp_path / "in", max_associations=1) as receiver:
         first = AE().associate("127.0.0.1", receiver.port, contexts=[build_context(CTImageStorage)])
         assert first.is_established
         second = AE().associate("127.0.0.1", receiver.port, contexts=[build_context(CTImageStorage)])
         assert not second.is_established
-        assert wait_for(lambda: not first.is_established)
+        first.release()
+        assert wait_for(lambda: not receiver.associations)
         echo(peer_of(receiver), QUICK)
+
+
+def test_an_idle_association_is_ended(tmp_path: Path) -> None:
+    with receiving(tmp_path / "in", idle_timeout_s=0.5) as receiver:
+        first = AE().associate("127.0.0.1", receiver.port, contexts=[build_context(CTImageStorage)])
+        assert first.is_established
+        assert wait_for(lambda: not first.is_established)
 
 
 def test_an_endless_instance_ends_the_association(tmp_path: Path) -> None:

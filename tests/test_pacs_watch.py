@@ -287,8 +287,12 @@ def test_received_and_sent_back_by_c_store(orthanc: Orthanc, pacs_model: Path, t
 
 
 def test_nano_answers_a_real_ct(orthanc: Orthanc, shared_data: Path, tmp_path: Path) -> None:
-    files = sorted((shared_data / "ct_chest/fourd_lung_113/dicom").glob("*.dcm"))
-    places = sorted(files, key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2]))[35:65]
+    heights = {
+        path: float(header.ImagePositionPatient[2])
+        for path in (shared_data / "ct_chest/fourd_lung_113/dicom").glob("*.dcm")
+        if (header := pydicom.dcmread(path, stop_before_pixels=True)).Modality == "CT"
+    }
+    places = sorted(heights, key=heights.__getitem__)[44:56]
     document = watch_document(orthanc, tmp_path / "watch", "nano")
     del document["rules"][0]["threshold"]
     orthanc.upload(*places)

@@ -83,6 +83,11 @@ class Receiver:
         """The port that it listens on."""
         return int(self._server.server_address[1])
 
+    @property
+    def associations(self) -> int:
+        """How many are open."""
+        return len(self._node.active_associations)
+
     def __enter__(self) -> Receiver:
         """Listen.
 

@@ -81,8 +81,9 @@ class Watcher:
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + self._look()
             for entry in self.ledger.due():
-                if not stop.is_set():
-                    self._advance(entry, stop)
+                self._advance(entry, stop)
+                if stop.is_set() or time.monotonic() >= next_look:  # whether a series is quiet must not be old news
+                    break
             self.source.clean(self.ledger)
             if once and not self.ledger.entries(*OPEN):
                 return

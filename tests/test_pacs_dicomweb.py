@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 from dicom_files import phantom_hu
 from orthanc import USER, Orthanc
 from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
-from radglint.errors import ConfigError, PacsError, PacsUnreachable
+from radglint.errors import ConfigError, PacsError, PacsUnreachableError
 from radglint.pacs import dicomweb
 from radglint.pacs.access import DicomWebConfig, open_session
 from radglint.pacs.dicomweb import DicomWeb
@@ -127,7 +127,7 @@ def test_a_refused_instance_is_named_with_its_reason(orthanc: Orthanc, tmp_path:
     chest = write_chest(tmp_path / "chest.dcm", StudyInstanceUID=None)
     with pytest.raises(PacsError, match=r"chest\.dcm: .* refuses it with reason C000H \(cannot understand\)") as caught:
         client(orthanc).store(chest)
-    assert not isinstance(caught.value, PacsUnreachable)
+    assert not isinstance(caught.value, PacsUnreachableError)
     assert "Secret" not in str(caught.value)
 
 
@@ -229,7 +229,7 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(answer) as url:
         assert list(DicomWeb(DicomWebConfig(url=url, attempts=3, first_wait_s=0.01)).studies()) == []
         codes.extend([503, 503])
-        with pytest.raises(PacsUnreachable, match="HTTP 503"):
+        with pytest.raises(PacsUnreachableError, match="HTTP 503"):
             list(DicomWeb(DicomWebConfig(url=url, attempts=2, first_wait_s=0.01)).studies())
     assert not codes
 

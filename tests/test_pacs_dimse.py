@@ -22,7 +22,7 @@ from pynetdicom.sop_class import CTImageStorage, DigitalXRayImageStorageForPrese
 from dicom_files import phantom_hu
 from orthanc import Orthanc, free_port
 from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
-from radglint.errors import ConfigError, ImageError, PacsError, PacsUnreachable
+from radglint.errors import ConfigError, ImageError, PacsError, PacsUnreachableError
 from radglint.pacs import receiver as receiver_module
 from radglint.pacs.dimse import Caller, Peer, echo, parse_peer, send
 from radglint.pacs.receiver import Receiver, ReceiverConfig
@@ -190,7 +190,7 @@ def test_an_idle_association_is_ended(tmp_path: Path) -> None:
 def test_an_endless_instance_ends_the_association(tmp_path: Path) -> None:
     big = write_ct(tmp_path / "ct", np.zeros((1, 512, 512), np.int16))
     with receiving(tmp_path / "in", max_instance_bytes=100_000, max_pdu_bytes=16384) as receiver:
-        with pytest.raises(PacsUnreachable, match="connection broke"):
+        with pytest.raises(PacsUnreachableError, match="connection broke"):
             send(big, peer_of(receiver), QUICK)
         assert receiver.refused == 1
         assert send([write_chest(tmp_path / "chest.dcm")], peer_of(receiver), QUICK) == 1
@@ -217,13 +217,13 @@ def test_files_that_a_node_refuses_are_named(orthanc: Orthanc, tmp_path: Path) -
     nameless = write_chest(tmp_path / "nameless.dcm", StudyInstanceUID=None)
     with pytest.raises(PacsError, match=r"2 of 3 files not stored: (?=.*nameless.*status)(?=.*odd\.dcm)") as caught:
         send([odd, good, nameless], parse_peer(orthanc.peer), QUICK)
-    assert not isinstance(caught.value, PacsUnreachable)
+    assert not isinstance(caught.value, PacsUnreachableError)
     assert len(orthanc.find("DX")) == 1
 
 
 def test_nobody_there_and_no_dicom(tmp_path: Path) -> None:
     nobody = Peer("ANY", "127.0.0.1", free_port())
-    with pytest.raises(PacsUnreachable, match="does not answer"):
+    with pytest.raises(PacsUnreachableError, match="does not answer"):
         echo(nobody, QUICK)
     (tmp_path / "text.dcm").write_text("no DICOM")
     with pytest.raises(ImageError, match=r"text\.dcm"):

@@ -25,7 +25,7 @@ from pacs_inputs import (
     write_chest,
     write_ct,
 )
-from radglint.errors import InputError, PacsError, PacsUnreachable
+from radglint.errors import InputError, PacsError, PacsUnreachableError
 from radglint.findings import Findings
 from radglint.pacs.access import DicomWebConfig
 from radglint.pacs.config import WatchConfig
@@ -238,7 +238,7 @@ def test_orthanc_that_restarts_in_mid_run_loses_nothing(
 def test_a_pacs_that_is_away_ends_a_single_run(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     document = watch_document(orthanc, tmp_path / "watch", pacs_model)
     document["source"]["url"] = "http://127.0.0.1:9/dicom-web"
-    with pytest.raises(PacsUnreachable, match="does not answer"):
+    with pytest.raises(PacsUnreachableError, match="does not answer"):
         watch_once(document)
 
 

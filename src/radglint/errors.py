@@ -45,5 +45,5 @@ class PacsError(InputError):
     """A PACS refuses what it was asked or sent, or answers with something else."""
 
 
-class PacsUnreachable(PacsError):
+class PacsUnreachableError(PacsError):
     """A PACS does not answer, or says that it cannot just now; the same call may work later."""

@@ -18,7 +18,7 @@ from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
 
 from radglint.dicom_file import items, quiet_pydicom, text
-from radglint.errors import ConfigError, PacsError, PacsUnreachable, RadglintError
+from radglint.errors import ConfigError, PacsError, PacsUnreachableError, RadglintError
 from radglint.pacs.access import INSTALL_HINT, DicomWebConfig, open_session
 from radglint.pacs.dimse import failure_words
 from radglint.pacs.uids import check_uid, is_uid
@@ -213,7 +213,7 @@ class DicomWeb:
         """Make one call, again with growing waits where the server does not answer.
 
         Raises:
-            PacsUnreachable: no answer after all attempts, or a status that may pass.
+            PacsUnreachableError: no answer after all attempts, or a status that may pass.
             PacsError: the server refuses, or answers with something that is no answer.
         """
         for attempt in range(self.config.attempts):
@@ -222,7 +222,7 @@ class DicomWeb:
             try:
                 with self._answers(what):
                     return call()
-            except PacsUnreachable:
+            except PacsUnreachableError:
                 if attempt + 1 == self.config.attempts:
                     raise
         raise AssertionError("attempts is at least 1")
@@ -243,12 +243,14 @@ class DicomWeb:
         except RequestException as error:
             if isinstance(error, ValueError):  # not JSON, or an address that is none
                 raise PacsError(f"{where}: asked for {what}, sends no DICOMweb answer; check the address") from error
-            raise PacsUnreachable(
+            raise PacsUnreachableError(
                 f"{where}: asked for {what}, does not answer ({type(error).__name__}); check address and network"
             ) from error
         except OSError as error:
             if isinstance(error, ConnectionError | TimeoutError):
-                raise PacsUnreachable(f"{where}: asked for {what}, the connection broke; check the network") from error
+                raise PacsUnreachableError(
+                    f"{where}: asked for {what}, the connection broke; check the network"
+                ) from error
             raise
         except (ValueError, TypeError, KeyError, AttributeError, LookupError, EOFError) as error:
             raise PacsError(
@@ -263,7 +265,7 @@ class DicomWeb:
             404: "it is not there; check address and UIDs",
             413: "it is too large for the server; ask who runs it",
         }.get(status, "see the log of the server")
-        kind = PacsUnreachable if status in MAY_PASS else PacsError
+        kind = PacsUnreachableError if status in MAY_PASS else PacsError
         return kind(f"{self.config.url}: asked for {what}, refuses with HTTP {status}: {advice}")
 
     @cached_property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from radglint.dicom_file import open_dicom, quiet_pydicom, tag_name, text
-from radglint.errors import ConfigError, PacsError, PacsUnreachable
+from radglint.errors import ConfigError, PacsError, PacsUnreachableError
 from radglint.pacs.access import INSTALL_HINT
 
 DEFAULT_TITLE = "RADGLINT"
@@ -60,7 +60,7 @@ def echo(peer: Peer, caller: Caller = Caller()) -> None:
     """C-ECHO: whether a node answers to us.
 
     Raises:
-        PacsUnreachable: no connection, or no answer.
+        PacsUnreachableError: no connection, or no answer.
         PacsError: it rejects the association or the request.
     """
     pynetdicom = import_pynetdicom()
@@ -82,7 +82,7 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller()) -> int:
 
     Raises:
         ImageError: a file is not DICOM; nothing is sent then.
-        PacsUnreachable: no connection, or it broke.
+        PacsUnreachableError: no connection, or it broke.
         PacsError: the node refuses some of the files; it names them and the status.
     """
     pynetdicom = import_pynetdicom()
@@ -150,10 +150,10 @@ def _send_one(association: Any, file: Path, peer: Peer) -> list[str]:
     except ValueError:  # no context for it was accepted
         return [f"{file.name} (kind or transfer syntax not accepted)"]
     except RuntimeError as error:  # the association is gone
-        raise PacsUnreachable(f"{peer}: the connection broke before {file.name} was sent; try again") from error
+        raise PacsUnreachableError(f"{peer}: the connection broke before {file.name} was sent; try again") from error
     code = status.get("Status")
     if code is None:
-        raise PacsUnreachable(f"{peer}: the connection broke while {file.name} was sent; try again")
+        raise PacsUnreachableError(f"{peer}: the connection broke while {file.name} was sent; try again")
     if code == SUCCESS or code in STORED_WITH_WARNING:
         return []
     return [f"{file.name} (status {code:04X}H, {failure_words(code)})"]
@@ -171,7 +171,7 @@ def _association(peer: Peer, caller: Caller, contexts: list[Any]) -> Iterator[An
         if association.is_rejected:
             raise PacsError(f"{peer}: rejects the association; check both AE titles and what the node allows")
         if not association.is_established:
-            raise PacsUnreachable(f"{peer}: does not answer; check host, port and network")
+            raise PacsUnreachableError(f"{peer}: does not answer; check host, port and network")
         yield association
         association.release()
     finally:
@@ -182,6 +182,6 @@ def _association(peer: Peer, caller: Caller, contexts: list[Any]) -> Iterator[An
 def _check(status: Any, what: str) -> None:
     code = status.get("Status")
     if code is None:
-        raise PacsUnreachable(f"{what}: no answer within the time; try again")
+        raise PacsUnreachableError(f"{what}: no answer within the time; try again")
     if code != SUCCESS:
         raise PacsError(f"{what}: status {code:04X}H; see the log of the other node")

@@ -14,7 +14,7 @@ from typing import Protocol
 from pydicom.dataset import Dataset
 
 from radglint.dicom_file import open_dicom, text
-from radglint.errors import ImageError, PacsError, PacsUnreachable
+from radglint.errors import ImageError, PacsError, PacsUnreachableError
 from radglint.pacs.config import InboxSource, WebSource
 from radglint.pacs.dicomweb import DicomWeb
 from radglint.pacs.ledger import Entry, Ledger, Sighting, State
@@ -89,7 +89,7 @@ class WebFolder:
         """The series of a study; none if the server refuses to list them, which must not hide the other studies."""
         try:
             return list(self._series_of(study))
-        except PacsUnreachable:
+        except PacsUnreachableError:
             raise
         except PacsError as error:
             self.problems.add(f"study {study}: {error}")

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 from radglint import writing
 from radglint.batch_queries import read_queries
-from radglint.errors import CheckpointError, InputError, PacsError, PacsUnreachable, RadglintError
+from radglint.errors import CheckpointError, InputError, PacsError, PacsUnreachableError, RadglintError
 from radglint.pacs.answering import Question, answer_series
 from radglint.pacs.config import InboxSource, Rule, WatchConfig
 from radglint.pacs.ledger import OPEN, Entry, Ledger, State
@@ -101,7 +101,7 @@ class Watcher:
         try:
             self.ledger.note(self.source.sightings(), first_look=self.source.first_look)
         except PacsError as error:
-            may_pass = isinstance(error, PacsUnreachable) or self._has_looked
+            may_pass = isinstance(error, PacsUnreachableError) or self._has_looked
             if not (may_pass and self._patient):
                 raise
             self._silent_looks += 1
@@ -177,7 +177,7 @@ class Watcher:
 
     def _trouble(self, entry: Entry, error: Exception) -> None:
         """What to do about a step that failed: wait for a PACS or a disk, count a failure of the series."""
-        if isinstance(error, PacsUnreachable) or _is_full(error):
+        if isinstance(error, PacsUnreachableError) or _is_full(error):
             if not self._patient:
                 raise error
             self._put_off(entry, entry.state, str(error), counts=False)

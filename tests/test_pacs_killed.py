@@ -24,7 +24,7 @@ def run_watcher(config: Path, point: str, record: Path) -> subprocess.CompletedP
     paths = os.pathsep.join([str(here.parent / "src"), str(here)])
     return subprocess.run(
         [sys.executable, str(here / "pacs_killed.py"), str(config), point, str(record)],
-        env={**os.environ, "PYTHONPATH": paths, "RADGLINT_DEBUG": ""}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": paths, "RADGLINT_DEBUG": ""}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ import torch
 from radglint.checkpoint import Checkpoint, ModalityCalibration
 from radglint.decisions import Abstention
 from radglint.errors import ConfigError, InputError, QueryError
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.gate import GatedScores
 from radglint.hub import from_pretrained
 from radglint.image import MedicalImage, Modality

@@ -28,7 +28,7 @@ from radglint.pacs.dimse import Caller, Peer, echo, parse_peer, send
 from radglint.pacs.receiver import Receiver, ReceiverConfig
 
 DX = DigitalXRayImageStorageForPresentation
-QUICK = Caller(timeout_s=5.0)
+QUICK = Caller(timeout_s=20.0)
 # pynetdicom leaves a socket that could not connect to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
@@ -203,6 +203,7 @@ def test_garbage_on_the_port_does_not_stop_the_receiver(tmp_path: Path) -> None:
         for _ in range(8):
             with socket.create_connection(("127.0.0.1", receiver.port), timeout=2) as wire:
                 wire.sendall(rng.bytes(int(rng.integers(1, 300))))
+        assert wait_for(lambda: not receiver.associations)
         echo(peer_of(receiver), QUICK)
 
 
@@ -276,7 +277,7 @@ def store_raw(
     return int(answer.Status)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not condition():
         threading.Event().wait(0.05)

@@ -39,3 +39,11 @@ class OutputError(InputError):
 
 class TrainingError(InputError):
     """A training run cannot start, go on or be resumed."""
+
+
+class PacsError(InputError):
+    """A PACS refuses what it was asked or sent, or answers with something else."""
+
+
+class PacsUnreachableError(PacsError):
+    """A PACS does not answer, or says that it cannot just now; the same call may work later."""

@@ -156,8 +156,9 @@ def test_a_launcher_trains_what_one_process_does(launcher: list[str], tmp_path: 
     one = config.model_copy(update={"out": tmp_path / "one"})
     train(one)
     radglint = [sys.executable, "-c", "from radglint.cli import entry; entry()", "train"]
+    command = [sys.executable, "-m", *launcher, *radglint, str(write_toml(config, tmp_path / "run.toml"))]
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, *radglint, str(write_toml(config, tmp_path / "run.toml"))], capture_output=True, text=True,
+        command, capture_output=True, text=True,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

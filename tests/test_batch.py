@@ -33,7 +33,6 @@ GOOD = ["1.2.3.4.7", "1.2.3.4.8", "chest.png", "dx.dcm", "scan.nii.gz", "sub/oth
 BAD = {
     "empty.png": "unreadable image",
     "nan.nii.gz": "unreadable image",
-    "report.dcm": "unreadable image",
     "text.png": "unreadable image",
     "truncated.dcm": "unreadable image",
     "1.2.3.4.9": "bad geometry",
@@ -175,7 +174,7 @@ def before_the_line(self, line, real=batch_files.RunFolder.add_result):
 
 def half_a_line(self, line, real=batch_files.RunFolder.add_result):
     if len(self.answered) == 2:
-        self._files["results.jsonl"].write(batch_files._encode(line)[:40])
+        self._files["results.jsonl"].write(batch_files.encode_line(line)[:40])
         self._files["results.jsonl"].flush()
         die()
     real(self, line)

@@ -150,9 +150,9 @@ class HeaderStore:
                 self._lines += 1
                 try:
                     name, size, changed, kind, series, voxels = json.loads(line)
+                    self._known[name] = (size, changed, Header(sys.intern(kind), sys.intern(series), voxels))
                 except (ValueError, TypeError):  # cut off by a kill
                     continue
-                self._known[name] = (size, changed, Header(sys.intern(kind), sys.intern(series), voxels))
 
     def _add(self, name: str, size: int, changed: int, header: Header) -> None:
         self._new.append(_encode(name, size, changed, header))

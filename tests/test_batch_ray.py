@@ -26,6 +26,7 @@ pytestmark = [
 @pytest.mark.slow
 def test_killed_workers_change_nothing_but_the_case_that_kills_them(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")  # of the workers
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 unless told; on a busy machine they would never start
     studies = tmp_path / "in"
     studies.mkdir()
     for k in range(6):

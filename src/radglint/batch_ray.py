@@ -148,6 +148,8 @@ def _shares(workers: int | None, device: Device) -> tuple[int, dict[str, float]]
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of what Ray says, which names the cause."""
+    """The last line of the first cause, which is an error of ours or of the system."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -15,6 +15,7 @@ from tests.tiny_models import write_tiny_checkpoint
 from radglint.batch import BatchOptions, run_batch
 from radglint.batch_cases import Case, find_cases
 from radglint.batch_files import mask_folder, read_lines
+from radglint.batch_ray import reason_of
 from radglint.batch_worker import Deaths, Outcome, Worker, pack, unpack
 from radglint.cli import main
 from radglint.errors import InputError
@@ -119,6 +120,23 @@ def test_paths_of_a_series_shrink_to_little() -> None:
     case = Case("1.2.3", str(folder), "1.2.3", tuple(folder / f"IM{k:06d}.dcm" for k in range(300)), 300 * 512 * 512)
     assert unpack(pack(case)) == case
     assert len(pack(case)) < 3000
+
+
+REPORT = """The actor died because of an error raised in its creation task, ray::Worker.__init__() (pid=1, ip=127.0.0.1)
+  File "worker.py", line 78, in __init__
+    raise CheckpointError(f"model {text!r}: unknown name")
+radglint.errors.CheckpointError: model '/nowhere': unknown name and no such folder; known models: nano
+
+The above exception was the direct cause of the following exception:
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+To change retry attempts, see the manual.
+"""
+
+
+def test_what_a_worker_says_is_found_in_what_ray_says() -> None:
+    found = reason_of(RuntimeError(REPORT))
+    assert found == "CheckpointError: model '/nowhere': unknown name and no such folder; known models: nano"
+    assert reason_of(ValueError("no\n node left")) == "ValueError: no node left"
 
 
 def test_without_ray_the_command_says_what_to_install(cases, tmp_path, monkeypatch, capsys) -> None:

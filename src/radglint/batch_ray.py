@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from radglint.errors import ConfigError, InputError
 from radglint.pipeline import Device, Pipeline
 
 CASES_AT_ONCE = 8
+MAX_CHARACTERS = 300
 LOCAL_STORE_BYTES = 200_000_000
 
 
@@ -67,7 +69,7 @@ class RayEngine:
                         bar.update()
             except ray.exceptions.RayError as error:
                 raise InputError(
-                    f"--engine ray: {_reason(error)}; mend it, then give the same command again"
+                    f"--engine ray: {reason_of(error)}; mend it, then give the same command again"
                 ) from error
         lost = [case.id for case in cases if case.id not in run.done]
         if lost:
@@ -147,9 +149,7 @@ def _shares(workers: int | None, device: Device) -> tuple[int, dict[str, float]]
     return workers, taken
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of the first cause, which is an error of ours or of the system."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What went wrong in a worker: the last error in Ray's report that is not Ray's own."""
+    named = re.findall(r"^(?!ray\.)(?:[\w.]+\.)?(\w*(?:Error|Exception): .+)$", str(error), re.MULTILINE)
+    return named[-1].strip() if named else f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_CHARACTERS]}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +26,21 @@ pytestmark = [
 ]
 
 
-@pytest.mark.slow
-def test_killed_workers_change_nothing_but_the_case_that_kills_them(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def ray_settings(monkeypatch) -> Iterator[None]:
+    """What Ray leaves goes to a folder that is removed; its path is short, for there will be sockets in it."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}{os.pathsep}{ROOT}")  # of the workers
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 unless told; on a busy machine they would never start
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is kept in the home folder
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_settings")
+def test_killed_workers_change_nothing_but_the_case_that_kills_them(tmp_path) -> None:
     studies = tmp_path / "in"
     studies.mkdir()
     for k in range(6):

@@ -45,6 +45,8 @@ class RayEngine:
 
     def __init__(self, workers: int | None = None, device: Device = "auto") -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        if "RAY_ADDRESS" not in os.environ:
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # "one machine": on the loopback address
         try:
             import ray.data  # noqa: F401
         except ImportError as error:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from radglint import writing
 from radglint.batch import progress_bar
@@ -51,7 +52,8 @@ class RayEngine:
             import ray.data  # noqa: F401
         except ImportError as error:
             raise ConfigError('--engine ray needs Ray; `pip install "radglint[ray]"`, or leave it out') from error
-        self.workers, self.device = workers, device
+        self.workers = workers
+        self.device: Device = device
 
     def __call__(
         self, pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], run: RunFolder, options: BatchOptions
@@ -61,7 +63,7 @@ class RayEngine:
         Raises:
             InputError: the workers cannot start, for example because a disk or the model is missing there.
         """
-        import ray
+        from ray.exceptions import RayError
 
         with _cluster(), progress_bar(len(run.done), len(cases), options) as bar:
             try:
@@ -69,7 +71,7 @@ class RayEngine:
                     if cases[place].id not in run.done:
                         _keep(run, cases[place], outcome)
                         bar.update()
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 raise InputError(
                     f"--engine ray: {reason_of(error)}; mend it, then give the same command again"
                 ) from error
@@ -84,7 +86,7 @@ class RayEngine:
         import ray
         from ray.data import ActorPoolStrategy, from_items
 
-        workers, resources = _shares(self.workers, self.device)
+        workers, cpus, gpus = _shares(self.workers, self.device)
         size = max(1, min(CASES_AT_ONCE, len(cases) // (2 * workers)))
         deaths = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Deaths).remote()
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
@@ -97,7 +99,7 @@ class RayEngine:
         rows = [{"place": place, "case": pack(case)} for place, case in enumerate(cases)]
         answers = from_items(rows, override_num_blocks=-(-len(rows) // size)).map_batches(
             Worker, batch_size=size, batch_format="pyarrow", compute=ActorPoolStrategy(size=workers),
-            fn_constructor_kwargs=worker, **resources,
+            fn_constructor_kwargs=worker, num_cpus=cpus, num_gpus=gpus,
         )  # fmt: skip
         for row in answers.iter_rows():
             yield row["place"], unpack(row["outcome"])
@@ -128,7 +130,11 @@ def _cluster() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    local = {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    local: dict[str, Any] = {
+        "include_dashboard": False,
+        "object_store_memory": LOCAL_STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
     try:
         yield
@@ -136,8 +142,8 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _shares(workers: int | None, device: Device) -> tuple[int, dict[str, float]]:
-    """How many workers, and what each takes of the cluster: all CPUs and GPUs in equal parts."""
+def _shares(workers: int | None, device: Device) -> tuple[int, float, float | None]:
+    """How many workers, and how many CPUs and GPUs each takes: all of the cluster's in equal parts."""
     import ray
 
     whole = ray.cluster_resources()
@@ -145,10 +151,8 @@ def _shares(workers: int | None, device: Device) -> tuple[int, dict[str, float]]
     workers = workers or max(1, gpus or cpus)
     smallest = min(int(node["Resources"].get("CPU", cpus)) for node in ray.nodes() if node["Alive"])
     each = cpus / workers
-    taken: dict[str, float] = {"num_cpus": int(each * 1000) / 1000 if each < 1 else max(1, min(int(each), smallest))}
-    if gpus:
-        taken["num_gpus"] = min(1.0, int(gpus / workers * 1000) / 1000)
-    return workers, taken
+    part = int(each * 1000) / 1000 if each < 1 else max(1, min(int(each), smallest))
+    return workers, part, min(1.0, int(gpus / workers * 1000) / 1000) if gpus else None
 
 
 def reason_of(error: BaseException) -> str:

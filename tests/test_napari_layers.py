@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from PIL import Image as Picture
 
+import radglint
 from dicom_files import phantom_hu, write_ct_series
 from findings_phantom import ORIENTATIONS, SHAPE, answer, corner, ct_affine, ct_image, radiograph, upper_right
 from radglint.errors import ImageError, OutputError, QueryError
@@ -109,3 +113,16 @@ def test_masks_are_saved_together_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         save_masks(tmp_path / "new", [("a.png", mask), ("b.txt", mask)], image)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_installed_package_tells_napari_where_the_manifest_is() -> None:
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    module, _, name = settings["project"]["entry-points"]["napari.manifest"]["radglint"].partition(":")
+    manifest = Path(radglint.__file__).parent.joinpath(*module.split(".")[1:]) / name
+    commands = yaml.safe_load(manifest.read_text())["contributions"]["commands"]
+    for command in commands:
+        home, _, function = command["python_name"].partition(":")
+        source = Path(radglint.__file__).parent.joinpath(*home.split(".")[1:]).with_suffix(".py")
+        assert re.search(rf"^(class|def) {function}\b", source.read_text(), re.MULTILINE)
+    data = settings["tool"]["setuptools"]["package-data"]["radglint"]
+    assert str(manifest.relative_to(Path(radglint.__file__).parent)) in data

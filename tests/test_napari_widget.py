@@ -260,7 +260,7 @@ def test_strokes_of_the_brush_are_saved_in_the_geometry_of_the_file(viewer: Any,
     image = layer.metadata["radglint_image"]
     finding = answer(image, corner(image))
     widget._show_answer(layer, collect(finding), [finding.mask()])
-    native = (4, 5, 6)
+    native = (9, 11, 13)
     stroke = to_layer(np.arange(image.array.size).reshape(image.shape), image)
     [voxel] = np.argwhere(stroke == np.ravel_multi_index(native, image.shape))
     widget.masks[0].data_setitem(tuple(voxel[:, None]), 1)
@@ -272,7 +272,7 @@ def test_strokes_of_the_brush_are_saved_in_the_geometry_of_the_file(viewer: Any,
     expected[native] = True
     np.testing.assert_array_equal(np.asarray(saved.dataobj).transpose(2, 1, 0) > 0, expected)  # type: ignore[attr-defined]
     np.testing.assert_array_equal(saved.affine, source.affine)  # type: ignore[attr-defined]
-    assert widget.status.text() == f"1 masks in {tmp_path / 'out'}"
+    assert widget.status.text() == f"1 mask in {tmp_path / 'out'}"
 
 
 def test_a_picture_that_napari_opened_itself_is_asked_too(
@@ -318,6 +318,19 @@ def test_refusals_are_said_in_the_status_line(viewer: Any, widget: Any, tmp_path
     widget.model_box.setCurrentText("no-such-model")
     ask(widget)
     assert "no-such-model" in widget.status.text()
+    assert widget.ask_button.isEnabled()
+
+
+def test_a_defect_is_said_and_shown_by_napari(viewer: Any, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from napari.utils.notifications import notification_manager
+
+    shown: list[BaseException] = []
+    monkeypatch.setattr(notification_manager, "receive_error", lambda _kind, error, _trace: shown.append(error))
+    monkeypatch.setattr(widget.desk, "ask_layer", lambda *_: 1 / 0)
+    viewer.add_image(np.zeros((40, 40)))
+    ask(widget)
+    assert "internal error: ZeroDivisionError" in widget.status.text()
+    assert [type(error) for error in shown] == [ZeroDivisionError]
     assert widget.ask_button.isEnabled()
 
 

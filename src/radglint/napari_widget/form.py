@@ -116,7 +116,8 @@ class AnswerTable(QTableWidget):
         self.setWordWrap(True)
         self.setMinimumHeight(120)
         header, side = self.horizontalHeader(), self.verticalHeader()
-        assert header is not None and side is not None  # Qt's own tables have both
+        assert header is not None
+        assert side is not None
         side.setVisible(False)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         header.setSectionResizeMode(len(COLUMNS) - 1, QHeaderView.ResizeMode.Stretch)

@@ -23,7 +23,16 @@ from radglint.findings import Findings
 from radglint.napari_widget.desk import Desk, save_masks, split_queries
 from radglint.napari_widget.form import STEPS, AskForm
 from radglint.napari_widget.jump import jump_to, upright
-from radglint.napari_widget.layers import IMAGE_KEY, affine_of, axis_order, mask_layer, same_place, tilt_note, to_layer, to_native
+from radglint.napari_widget.layers import (
+    IMAGE_KEY,
+    affine_of,
+    axis_order,
+    mask_layer,
+    same_place,
+    tilt_note,
+    to_layer,
+    to_native,
+)
 from radglint.napari_widget.reader import read_layers
 from radglint.registry import list_models
 
@@ -112,6 +121,7 @@ class AskWidget(AskForm):
 
         worker = create_worker(guarded, _start_thread=False)
         self.running.add(worker)
+        worker.errored.connect(lambda error: self._failed(error))
         worker.returned.connect(lambda result: self._returned(done, result))
         worker.finished.connect(lambda *_: self._finished(worker))
         self.busy_bar.setVisible(True)
@@ -124,6 +134,10 @@ class AskWidget(AskForm):
             self._say(str(result))
         else:
             done(result)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._closed:
+            self._say(f"internal error: {type(error).__name__}: {error}; please report it")
 
     def _finished(self, worker: Any) -> None:
         self.running.discard(worker)
@@ -291,4 +305,8 @@ class AskWidget(AskForm):
         findings, image = self.findings, self.findings.image
         shown = [(n, m) for n, m in zip(findings.mask_names, self.masks, strict=True) if m in self.viewer.layers]
         masks = [(name, to_native(np.asarray(layer.data) > 0, image)) for name, layer in shown]
-        self._start(lambda paths: self._say(f"{len(paths)} masks in {folder}"), save_masks, folder, masks, image)
+        self._start(lambda paths: self._say(_saved_words(paths, folder)), save_masks, folder, masks, image)
+
+
+def _saved_words(paths: list[Path], folder: str | Path) -> str:
+    return f"{len(paths)} {'mask' if len(paths) == 1 else 'masks'} in {folder}"

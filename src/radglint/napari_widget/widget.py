@@ -7,6 +7,7 @@ controls are touched from the thread of the user interface only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
 COLOURS = ("#ff9f1c", "#2ec4b6", "#e71d6f", "#9b5de5", "#8ac926", "#4cc9f0", "#f15bb5", "#fee440")
 SETTLE_MS = 150
 """A slider that has stood still for so long gets its mask."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What the user is told; an exception as a result would be raised again by the worker."""
+
+    text: str
 
 
 class AskWidget(AskForm):
@@ -117,7 +125,7 @@ class AskWidget(AskForm):
             try:
                 return work(*args)
             except RadglintError as error:
-                return error
+                return _Refusal(str(error))
 
         worker = create_worker(guarded, _start_thread=False)
         self.running.add(worker)
@@ -130,8 +138,8 @@ class AskWidget(AskForm):
     def _returned(self, done: Callable[[Any], None], result: Any) -> None:
         if self._closed:
             return
-        if isinstance(result, RadglintError):
-            self._say(str(result))
+        if isinstance(result, _Refusal):
+            self._say(result.text)
         else:
             done(result)
 

@@ -23,7 +23,6 @@ if [ ! -e secrets/orthanc_password ]; then
     password=$(random)
     printf '%s' "$password" > secrets/orthanc_password
     printf '{"RegisteredUsers": {"radglint": "%s"}}\n' "$password" > secrets/orthanc_users.json
-    printf 'Basic %s' "$(printf 'radglint:%s' "$password" | base64 -w0)" > secrets/orthanc_authorization
 fi
 [ -e .env ] || printf 'RADGLINT_UID=%s\nRADGLINT_GID=%s\n' "$uid" "$gid" > .env
 if [ "$(id -u)" = 0 ]; then

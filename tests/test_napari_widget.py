@@ -300,7 +300,7 @@ def test_what_is_not_known_is_not_guessed(viewer: Any, widget: Any, tmp_path: Pa
     else:
         viewer.add_image(pixels.astype(np.float32), name="noise")
     ask(widget)
-    assert not widget.masks
+    assert len(viewer.layers) == 1
     assert ("does not show the file" if turned else "HU and geometry are not known") in widget.status.text()
 
 
@@ -322,10 +322,9 @@ def test_refusals_are_said_in_the_status_line(viewer: Any, widget: Any, tmp_path
 
 
 def test_a_defect_is_said_and_shown_by_napari(viewer: Any, widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from napari.utils.notifications import notification_manager
-
+    """Raised in the thread of the user interface, where napari's hook takes it up."""
     shown: list[BaseException] = []
-    monkeypatch.setattr(notification_manager, "receive_error", lambda _kind, error, _trace: shown.append(error))
+    monkeypatch.setattr(sys, "excepthook", lambda _kind, error, _trace: shown.append(error))
     monkeypatch.setattr(widget.desk, "ask_layer", lambda *_: 1 / 0)
     viewer.add_image(np.zeros((40, 40)))
     ask(widget)
@@ -363,7 +362,7 @@ def test_an_answer_that_comes_after_closing_is_dropped(viewer: Any, tmp_path: Pa
 
 
 def test_the_shipped_model_marks_a_real_radiograph(viewer: Any, widget: Any, shared_data: Path) -> None:
-    path = sorted((shared_data / "nih_cxr" / "images512").glob("*.png"))[0]
+    path = sorted((shared_data / "nih_cxr" / "images512").iterdir())[0]
     [(data, settings, _)] = read_layers(str(path))
     viewer.add_image(data, **settings)
     assert "nano" in [model.name for model in registry.list_models()]

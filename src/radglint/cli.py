@@ -30,6 +30,7 @@ from radglint.cli_data import add_data
 from radglint.cli_evaluate import add_evaluate_commands
 from radglint.cli_models import add_models
 from radglint.cli_pacs import add_pacs, add_watch
+from radglint.cli_serve import add_serve
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
 from radglint.train_commands import add_train_commands
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     add_batch(commands)
     _add_inspect(commands)
+    add_serve(commands)
     add_models(commands)
     add_calibrate(commands)
     add_data(commands)

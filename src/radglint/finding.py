@@ -196,6 +196,10 @@ class Finding:
         """Probability on the native grid, float32 in [0, 1], NaN where the model saw nothing; made anew each time."""
         return localize.probability_map(self.token_logits, self.record, self._lowering)
 
+    def probability_bytes(self) -> np.ndarray:
+        """`probability_map` as uint8, 255 = 1.0, and 0 where the model saw nothing; fast where little is marked."""
+        return localize.probability_bytes(self.token_logits, self.record, self._lowering)
+
     def probability_plane(self, axis: int, index: int) -> np.ndarray:
         """One plane of `probability_map`, without the rest.
 

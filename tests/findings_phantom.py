@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.image import MedicalImage
 from radglint.preprocess import PreprocessRecord
 from radglint.query import parse_query

@@ -16,7 +16,7 @@ from dicom_results import content_items, measurement_groups
 from findings_phantom import answer, collect, radiograph, upper_right
 from radglint.checkpoint import ModalityCalibration
 from radglint.decisions import Abstention, decide
-from radglint.findings import Finding
+from radglint.finding import Finding
 from radglint.page import render_page
 from radglint.pipeline import capped
 from radglint.reading import read_image

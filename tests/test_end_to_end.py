@@ -28,7 +28,8 @@ from dicom_files import write_ct_series, write_radiograph
 from radglint import cli, pipeline, render, writing
 from radglint.checkpoint import Calibration, LogisticMap, ModalityCalibration, save_checkpoint
 from radglint.display import MASK_RGB
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.image import MedicalImage
 from radglint.pipeline import EncodedImage, Pipeline
 from radglint.preprocess import CtPreprocess, CxrPreprocess, preprocess

@@ -28,7 +28,8 @@ from findings_phantom import (
     upper_right,
 )
 from radglint.errors import InputError, OutputError
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.writing import MAX_SLUG_CHARACTERS, slug
 
 FINDING_KEYS = ["query", "assertion", "score", "probability", "present", "peak", "boxes", "mask"]

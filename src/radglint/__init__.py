@@ -16,7 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding, Findings
+    from radglint.finding import Finding
+    from radglint.findings import Findings
     from radglint.image import MedicalImage
     from radglint.model import GlintModel
     from radglint.pipeline import Pipeline, load
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    "Finding": "findings",
+    "Finding": "finding",
     "Findings": "findings",
     "GlintModel": "model",
     "MedicalImage": "image",

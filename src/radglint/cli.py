@@ -28,6 +28,8 @@ from radglint.cli_batch import add_batch
 from radglint.cli_calibrate import add_calibrate
 from radglint.cli_data import add_data
 from radglint.cli_evaluate import add_evaluate_commands
+from radglint.cli_models import add_models
+from radglint.cli_serve import add_serve
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
 from radglint.train_commands import add_train_commands
@@ -90,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ask(commands)
     add_batch(commands)
     _add_inspect(commands)
-    _add_models(commands)
+    add_serve(commands)
+    add_models(commands)
     add_calibrate(commands)
     add_data(commands)
     cli_simulate.add_command(commands)
@@ -130,22 +133,6 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--json", action="store_true", help="print one JSON document")
     inspect.add_argument("--series", metavar="S", help="DICOM series: its UID or number, where a folder holds several")
     inspect.set_defaults(run=_inspect)
-
-
-def _add_models(commands: Any) -> None:
-    models = commands.add_parser("models", help="list, export or import models", allow_abbrev=False)
-    actions = models.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="the models that can be asked, and their licences", allow_abbrev=False)
-    listing.add_argument("--json", action="store_true", help="print one JSON document")
-    listing.set_defaults(run=_models_list)
-    export = actions.add_parser("export", help="copy a model's folder out", allow_abbrev=False)
-    export.add_argument("name", metavar="NAME")
-    export.add_argument("folder", metavar="DIR", help="the folder to make")
-    export.set_defaults(run=_models_export)
-    importing = actions.add_parser("import", help="check a model's folder and keep it", allow_abbrev=False)
-    importing.add_argument("folder", metavar="DIR", help="a checkpoint folder")
-    importing.add_argument("--name", metavar="N", help="default: the folder's own name")
-    importing.set_defaults(run=_models_import)
 
 
 def _add_demo(commands: Any) -> None:
@@ -211,39 +198,6 @@ def _inspect(args: argparse.Namespace) -> None:
     if inspection.verdict == "not usable":  # the report is the answer; the exit code lets a script stop here
         reason = "; ".join(inspection.reasons)
         raise InputError(reason if args.image in reason else f"{args.image}: not usable: {reason}")
-
-
-def _models_list(args: argparse.Namespace) -> None:
-    from radglint import registry
-
-    models = registry.list_models()
-    if args.json:
-        print(_as_json({"models": [model.to_dict() for model in models]}))
-        return
-    rows = [("name", "origin", "asks", "size", "fingerprint", "code", "weights", "training data")]
-    for model in models:
-        size, modalities = f"{model.size_bytes / 1e6:.1f} MB", "+".join(model.modalities) or "?"
-        licences = (model.code_licence, model.weights_licence, model.data_licence)
-        rows.append((model.name, model.origin, modalities, size, model.fingerprint[:12], *licences))
-    print(_table(rows))
-
-
-def _models_export(args: argparse.Namespace) -> None:
-    from radglint import registry
-
-    print(f"exported {args.name} to {registry.export_model(args.name, args.folder)}")
-
-
-def _models_import(args: argparse.Namespace) -> None:
-    from radglint import registry
-
-    def validate(folder: Path) -> object:
-        from radglint.checkpoint import load_checkpoint
-
-        return load_checkpoint(folder)
-
-    model = registry.import_model(args.folder, name=args.name, validate=validate)
-    print(f"imported {model.name} into {model.folder}")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -349,12 +303,6 @@ def _saved_line(out: str, saved: Sequence[Path]) -> str:
     pages = [path for path in saved if path.suffix == ".html"]
     files = "1 file" if len(saved) == 1 else f"{len(saved)} files"
     return f"\n{files} in {out}" + (f"; open {pages[0]}" if pages else "")
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _as_json(document: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from radglint import demo_images
 from radglint.demo_images import MASS_CENTRE_MM, MASS_RADIUS_MM, MASS_VOLUME_ML
-from radglint.findings import Finding
+from radglint.finding import Finding
 from radglint.page import DISCLAIMER
 from radglint.pipeline import Pipeline, load
 from radglint.reading import read_image

@@ -20,7 +20,8 @@ from radglint.errors import OutputError
 from radglint.writing import cut, write_bytes
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding, Findings
+    from radglint.finding import Finding
+    from radglint.findings import Findings
 
 MANUFACTURER = "radglint"
 UTF_8 = "ISO_IR 192"

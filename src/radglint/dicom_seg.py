@@ -39,7 +39,8 @@ from radglint.dicom_source import DicomSource, read_source, require_dicom
 from radglint.errors import OutputError
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding, Findings
+    from radglint.finding import Finding
+    from radglint.findings import Findings
 
 Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 

@@ -34,7 +34,8 @@ from radglint.dicom_source import DicomSource, read_source, require_dicom
 from radglint.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding, Findings
+    from radglint.finding import Finding
+    from radglint.findings import Findings
 
 SERIES_OFFSET = 9500
 """Added to the number of the source series."""

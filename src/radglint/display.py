@@ -14,7 +14,7 @@ import numpy as np
 from radglint.geometry import apply_affine, closest_world_axes, obliqueness_deg
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding
+    from radglint.finding import Finding
     from radglint.image import MedicalImage
 
 ViewName = Literal["axial", "coronal", "sagittal", "radiograph"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
@@ -51,6 +51,20 @@ class GatedScores:
     gate: torch.Tensor
     map_logits: torch.Tensor
     slice_scores: torch.Tensor
+
+
+class PreparedTokens(NamedTuple):
+    """What the gate makes of image tokens before any text is known, for images that are asked often.
+
+    Attributes:
+        keys: `batch tokens gate`, unit length.
+        content: `batch tokens joint`, float32.
+        lengths: `batch tokens`, of the rows of `content`, at least `EPSILON`.
+    """
+
+    keys: torch.Tensor
+    content: torch.Tensor
+    lengths: torch.Tensor
 
 
 def pooling_weights(gate_logits: torch.Tensor, pooling: Pooling, top_k: int = 16) -> torch.Tensor:
@@ -118,6 +132,10 @@ def _best_of_windows(scores: torch.Tensor, depth: int) -> torch.Tensor:
     return padded.unfold(-1, window, 1).amax(dim=-1)
 
 
+def _lengths(tokens: torch.Tensor | PreparedTokens) -> torch.Tensor | None:
+    return tokens.lengths if isinstance(tokens, PreparedTokens) else None
+
+
 class SparseGate(nn.Module):
     """Text-conditioned pooling with a gate space of its own.
 
@@ -140,26 +158,38 @@ class SparseGate(nn.Module):
         has_null = config.pooling == "sigmoid_null"
         self.null = nn.Parameter(torch.randn(config.joint_dim) / math.sqrt(config.joint_dim)) if has_null else None
 
-    def contents(self, tokens: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, tokens: torch.Tensor) -> PreparedTokens:
+        """Project `batch tokens token_dim` once; `forward` and `forward_windows` take the result in their place."""
+        content = self.image_content(tokens).float()
+        return PreparedTokens(self._keys(tokens), content, content.norm(dim=-1).clamp(min=EPSILON))
+
+    def _keys(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`batch tokens gate`, unit length, float32."""
+        keys = self.image_content(tokens) if self.config.shared_space else self.image_gate(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return nn.functional.normalize(keys.float(), dim=-1)
+
+    def contents(self, tokens: torch.Tensor | PreparedTokens, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`batch tokens joint`, content of the patches, and `texts joint`, what the texts want, at unit length."""
         wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
-        return self.image_content(tokens).float(), wanted
+        prepared = isinstance(tokens, PreparedTokens)
+        return tokens.content if prepared else self.image_content(tokens).float(), wanted
 
-    def gate_logits(self, tokens: torch.Tensor, texts: torch.Tensor, prior: torch.Tensor | None = None) -> torch.Tensor:
+    def gate_logits(
+        self, tokens: torch.Tensor | PreparedTokens, texts: torch.Tensor, prior: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`texts batch tokens`: scale * cosine in the gate space + bias + prior, float32."""
-        if self.config.shared_space:
-            keys, queries = self.image_content(tokens), self.text_content(texts)
-        else:
-            keys, queries = self.image_gate(tokens), self.text_gate(texts)
-        with torch.autocast(tokens.device.type, enabled=False):  # in bfloat16 a logit near 10 is off by 0.04
-            keys = nn.functional.normalize(keys.float(), dim=-1)
+        queries = self.text_content(texts) if self.config.shared_space else self.text_gate(texts)
+        keys = tokens.keys if isinstance(tokens, PreparedTokens) else self._keys(tokens)
+        with torch.autocast(keys.device.type, enabled=False):  # in bfloat16 a logit near 10 is off by 0.04
             queries = nn.functional.normalize(queries.float(), dim=-1)
             logits = self.gate_scale * torch.einsum("td,bpd->tbp", queries, keys) + self.gate_bias
         return logits if prior is None else logits + prior
 
     def map_logits(
-        self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor, scores: torch.Tensor
-    ) -> torch.Tensor:
+        self, gate_logits: torch.Tensor, content: torch.Tensor, wanted: torch.Tensor, scores: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Evidence for each patch: log(gate) + v * cos(content, text) + w * score; with v = w = 0 the gate's logit.
 
         A gate only has to pick some telling patches; asking also whether a patch fits the text shows more of it, and
@@ -170,6 +200,7 @@ class SparseGate(nn.Module):
             content: `batch tokens joint`.
             wanted: `texts joint`, unit length.
             scores: `texts batch tokens` or `texts batch 1`, the score of what each patch was pooled with.
+            lengths: of `content`, where they are known already.
 
         Returns:
             `texts batch tokens`, float32.
@@ -177,19 +208,23 @@ class SparseGate(nn.Module):
         content_weight, score_weight = self.config.map_content_weight, self.config.map_score_weight
         if content_weight == score_weight == 0:
             return gate_logits
-        fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
+        if lengths is None:
+            fit = torch.einsum("td,bpd->tbp", wanted, nn.functional.normalize(content, dim=-1, eps=EPSILON))
+        else:
+            fit = torch.einsum("td,bpd->tbp", wanted, content) / lengths
         return nn.functional.logsigmoid(gate_logits) + content_weight * fit + score_weight * scores
 
     def forward_windows(
-        self, tokens: torch.Tensor, texts: torch.Tensor, depth: int, window: int, prior: torch.Tensor | None = None
-    ) -> GatedScores:
+        self, tokens: torch.Tensor | PreparedTokens, texts: torch.Tensor, depth: int, window: int,
+        prior: torch.Tensor | None = None,
+    ) -> GatedScores:  # fmt: skip
         """Like `forward` on a long volume, scored as its best run of slices.
 
         A gate is trained on slabs; pooled over a hundred slices, its few wrong patches would drown a nodule. The score
         of a volume is the highest score of any `window` neighbouring slices.
 
         Args:
-            tokens: `batch (depth * patches) token_dim`.
+            tokens: `batch (depth * patches) token_dim`, or what `prepare` made of it.
             texts: `texts text_dim`.
             depth: slices of the volume.
             window: slices pooled together; with `window >= depth` this is `forward`.
@@ -205,23 +240,25 @@ class SparseGate(nn.Module):
         logits = self.gate_logits(tokens, texts, prior)
         gate = pooling_weights(logits, self.config.pooling)
         sliced = gate.unflatten(-1, (depth, -1))
-        content = self.image_content(tokens).float().unflatten(1, (depth, -1))
+        content, wanted = self.contents(tokens, texts)
+        content = content.unflatten(1, (depth, -1))
         summed = _window_sums(torch.einsum("tbsp,bspd->tbsd", sliced, content), window)
         mass = _window_sums(sliced.sum(dim=-1, keepdim=True), window)
         null_weight = self.config.null_weight if self.null is not None else EPSILON
         pooled = (summed + null_weight * (self.null if self.null is not None else 0.0)) / (mass + null_weight)
-        wanted = nn.functional.normalize(self.text_content(texts).float(), dim=-1)
         scores = torch.einsum("tbsd,td->tbs", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
         by_slice = _best_of_windows(scores, depth)
         by_token = by_slice.repeat_interleave(logits.shape[-1] // depth, dim=-1)
-        maps = self.map_logits(logits, content.flatten(1, 2), wanted, by_token)
+        maps = self.map_logits(logits, content.flatten(1, 2), wanted, by_token, _lengths(tokens))
         return GatedScores(scores.amax(dim=-1), logits, gate, maps, by_slice)
 
-    def forward(self, tokens: torch.Tensor, texts: torch.Tensor, prior: torch.Tensor | None = None) -> GatedScores:
+    def forward(
+        self, tokens: torch.Tensor | PreparedTokens, texts: torch.Tensor, prior: torch.Tensor | None = None
+    ) -> GatedScores:
         """Score every text on every image.
 
         Args:
-            tokens: `batch tokens token_dim`.
+            tokens: `batch tokens token_dim`, or what `prepare` made of it.
             texts: `texts text_dim`.
             prior: `texts batch tokens`, added to the gate's logits: the log-probability that a patch is where the text
                 wants it (`place.place_prior`); None = anywhere.
@@ -234,5 +271,5 @@ class SparseGate(nn.Module):
         content, wanted = self.contents(tokens, texts)
         pooled = pool_content(content, gate, self.null, self.config.null_weight)
         scores = torch.einsum("tbd,td->tb", nn.functional.normalize(pooled, dim=-1, eps=EPSILON), wanted)
-        maps = self.map_logits(logits, content, wanted, scores[..., None])
+        maps = self.map_logits(logits, content, wanted, scores[..., None], _lengths(tokens))
         return GatedScores(scores, logits, gate, maps, scores[..., None])

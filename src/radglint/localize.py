@@ -159,6 +159,23 @@ def threshold_mask(
     return mask
 
 
+def probability_bytes(
+    token_logits: np.ndarray, record: PreprocessRecord, lowering: Lowering | None = None
+) -> np.ndarray:
+    """`probability_map` in steps of 1/255, computed only where it is not 0.
+
+    Returns:
+        uint8 on the native grid, 255 = 1.0; 0 also where the model saw nothing.
+    """
+    steps = np.zeros(record.native_shape, dtype=np.uint8)
+    logits = record.checked(token_logits)
+    least = np.log(0.5 / 254.5) - LOGIT_SLACK  # below, half a step is not reached
+    for box in _hot_blocks(logits >= least, record):
+        values = np.nan_to_num(probability_box(logits, record, box, lowering), nan=0.0)
+        steps[tuple(slice(*ends) for ends in box)] = np.rint(values * 255)
+    return steps
+
+
 def _reached_level(logits: np.ndarray, record: PreprocessRecord, lowering: Lowering | None) -> float:
     """A logit that some seen native voxel has for sure: that of the best voxel next to a token's centre.
 

@@ -29,9 +29,20 @@ def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
         `nibabel.Nifti1Image` (or `Nifti2Image` for a NIfTI-2 source), uint8, in mm. Nothing else of the source header,
         such as a description that could name the patient, is taken over.
     """
+    return volume_to_nifti(mask.view(np.uint8), image, "radglint mask")
+
+
+def volume_to_nifti(array: np.ndarray, image: MedicalImage, description: str) -> Any:
+    """Any array on the grid of a CT as a nibabel image; see `mask_to_nifti`.
+
+    Args:
+        array: uint8 or int16, `depth height width`.
+        image: the CT.
+        description: at most 79 ASCII characters.
+    """
     import nibabel as nib  # not at the top: a radiograph's answer has no use for it, and it costs 0.15 s
 
-    data = mask.transpose(2, 1, 0).view(np.uint8)
+    data = array.transpose(2, 1, 0)
     affine = np.asarray(image.nifti_affine)
     source = image.source_header
     if isinstance(source, nib.Nifti1Header) and np.allclose(
@@ -49,7 +60,7 @@ def mask_to_nifti(mask: np.ndarray, image: MedicalImage) -> Any:
         nifti.set_sform(affine, code=1)
         sheared = shear_deg(affine) > MAX_QFORM_SHEAR_DEG
         nifti.set_qform(affine, code=0 if sheared else 1, strip_shears=True, update_affine=False)
-    nifti.set_data_dtype(np.uint8)
+    nifti.set_data_dtype(array.dtype)
     nifti.header.set_xyzt_units("mm")
-    nifti.header["descrip"] = b"radglint mask"
+    nifti.header["descrip"] = description.encode("ascii")
     return nifti

@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from radglint.display import View, is_oblique
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.page_layers import scale_uri, stack_views, study_layers
 from radglint.page_shell import DISCLAIMER, asset, html_document
 from radglint.render import overlay_views

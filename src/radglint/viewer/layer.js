@@ -50,7 +50,7 @@ export class Layer {
 
   /** The probability from which the server marks a voxel. */
   get ownThreshold() {
-    return this.finding.mask_threshold ?? this.finding.threshold;
+    return this.finding.mask_threshold;
   }
 
   get isMoved() {
@@ -59,15 +59,8 @@ export class Layer {
 
   /** What the model says: {word, kind}; kind is "present", "absent", "uncertain" or "unasked". */
   get verdict() {
-    const { decision, assertion, present, note, verdict } = this.finding;
-    if (decision === "out of scope" || (!decision && /outside what/.test(note))) return { word: "not asked", kind: "unasked" };
-    if (decision === "uncertain") return { word: "uncertain", kind: "uncertain" };
-    if (assertion === "absent") {
-      return present
-        ? { word: verdict ?? "present, against the query", kind: "present" }
-        : { word: verdict ?? "not found, as the query says", kind: "absent" };
-    }
-    return present ? { word: "present", kind: "present" } : { word: "not found", kind: "absent" };
+    const { decision, verdict } = this.finding;
+    return { word: verdict, kind: decision === "out of scope" ? "unasked" : decision };
   }
 
   /** Takes the map; counts how many voxels have each of its 256 values or more. */

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { byId, el, two } from "./dom.js";
 import { FindingList } from "./findings.js";
 import { listenToKeys } from "./keys.js";
+import { labelTiles } from "./labels.js";
 import { message } from "./messages.js";
 import { readNifti } from "./nifti.js";
 import { listen } from "./pointer.js";
@@ -24,8 +25,9 @@ class Page {
     this.findings = new FindingList(this.stage, tell);
     this.readout = new Readout(this.stage);
     this.saving = new SaveDialog(this.findings);
-    this.studies = new Studies((study) => this.show(study), tell);
+    this.studies = new Studies((study, isPast) => this.show(study, isPast), encodingLine, tell);
     this.study = null;
+    labelTiles(this.stage);
     listen(this.stage, (dx, dy) => this.setWindow(dragged(this.range, dx, dy), null));
     this.#buttons();
     listenToKeys(this.#keys());
@@ -42,14 +44,16 @@ class Page {
     if (this.study) this.#chips();
   }
 
-  /** Puts a study that is ready on the screen. */
-  async show(study) {
+  /** Puts a study on the screen, unless another was opened meanwhile. */
+  async show(study, isPast) {
     this.findings.setStudy(study.id);
     const volume = await readNifti(await api.bytes(`/studies/${study.id}/volume.nii.gz`));
+    if (isPast()) return;
     const flat = study.image.modality !== "CT";
     await this.stage.show(volume, flat);
     this.stage.fullScale = flat ? fullScale(volume) : null;
-    this.study = { id: study.id, name: study.name ?? "study", modality: study.image.modality };
+    const { modality, is_dicom: isDicom } = study.image;
+    this.study = { id: study.id, name: study.name ?? "study", modality, isDicom };
     this.setView(flat ? "axial" : "planes");
     byId("views").hidden = flat;
     byId("contrast-pair").hidden = !flat;
@@ -61,6 +65,7 @@ class Page {
     this.#chips();
     for (const id of ["query", "ask-button"]) byId(id).disabled = false;
     byId("messages").replaceChildren();
+    byId("no-findings").textContent = "Ask something in plain words. What is found becomes a coloured layer.";
     byId("query").focus();
   }
 
@@ -71,7 +76,7 @@ class Page {
   }
 
   #chips() {
-    const known = knownFindings(this.model, this.study.modality);
+    const known = this.model?.findings[this.study.modality] ?? [];
     byId("query").placeholder = known[0] ?? "";
     byId("chips").replaceChildren(
       ...known.slice(0, MOST_CHIPS).map((text) => el("button", { type: "button", class: "chip", onclick: () => this.findings.ask(text) }, text)),
@@ -196,10 +201,11 @@ class Page {
   }
 }
 
-/** Findings that the model knows for a modality, whichever way the server lists them. */
-function knownFindings(model, modality) {
-  const lists = model?.findings ?? model?.known_findings ?? {};
-  return (Array.isArray(lists) ? lists : (lists[modality] ?? [])).map(String);
+/** Says how much of the image is encoded, 0 to 1, or that it is over (null). */
+function encodingLine(share) {
+  byId("encoding").hidden = share === null;
+  const percent = share ? `, ${Math.round(100 * share)} %` : "";
+  byId("encoding-text").textContent = `Encoding the image${percent}. Once per study; ask meanwhile, answers follow.`;
 }
 
 function askForKey(wasRefused) {

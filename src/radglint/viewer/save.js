@@ -7,10 +7,12 @@ import { message } from "./messages.js";
 const ALL = [
   { label: "Report", kind: "HTML page", name: "report.html", file: "report.html" },
   { label: "Findings", kind: "JSON", name: "report.json", file: "findings.json" },
-  { label: "Segmentation", kind: "DICOM SEG", name: "seg.dcm", file: "seg.dcm" },
-  { label: "Structured report", kind: "DICOM SR", name: "sr.dcm", file: "sr.dcm" },
+  { label: "Segmentation", kind: "DICOM SEG", name: "seg.dcm", file: "seg.dcm", dicom: true },
+  { label: "Structured report", kind: "DICOM SR", name: "sr.dcm", file: "sr.dcm", dicom: true },
   { label: "Everything", kind: "zip", name: "all.zip", file: "all.zip" },
 ];
+
+const MOST_QUERIES = 32; // of one job
 
 const ONE = {
   CT: [
@@ -37,7 +39,9 @@ export class SaveDialog {
     const answered = this.findings.layers.filter((layer) => layer.state === "answered");
     if (!answered.length) return;
     byId("save-messages").replaceChildren();
-    byId("save-all").replaceChildren(...ALL.map((item) => this.#choice(item, () => this.#all(study, item))));
+    const possible = ALL.filter((item) => !item.dicom || study.isDicom !== false);
+    byId("save-all").replaceChildren(...possible.map((item) => this.#choice(item, () => this.#all(study, item))));
+    byId("save-dicom").hidden = possible.length === ALL.length;
     const layer = this.findings.current?.state === "answered" ? this.findings.current : answered[0];
     byId("save-one-title").textContent = layer.query;
     byId("save-one").replaceChildren(
@@ -61,6 +65,9 @@ export class SaveDialog {
 
   async #all(study, item) {
     const queries = this.findings.layers.filter((layer) => layer.state === "answered").map((layer) => layer.query).reverse();
+    if (queries.length > MOST_QUERIES) {
+      throw new api.Problem(0, "Too many findings", `One file holds at most ${MOST_QUERIES} findings; remove some from the list.`);
+    }
     const key = JSON.stringify([study.id, queries]);
     if (!this.jobs.has(key)) this.jobs.set(key, (await api.ask(study.id, queries)).id);
     save(await api.bytes(`/jobs/${this.jobs.get(key)}/${item.name}`), `${stem(study.name)}_${item.file}`);

@@ -48,9 +48,9 @@ vec2 inPlane(vec3 place) {
 float crosshair() {
   vec2 at = inPlane(texPos);
   vec2 off = abs(at - inPlane(cross3)) / max(fwidth(at), vec2(1e-7));
-  float upright = step(off.x, 0.6) * step(14.0, off.y);
-  float level = step(off.y, 0.6) * step(14.0, off.x);
-  return max(upright, level);
+  vec2 line = 1.0 - smoothstep(0.4, 1.0, off);
+  vec2 gap = step(14.0, off.yx); // the middle stays free
+  return max(line.x * gap.x, line.y * gap.y);
 }
 
 void main() {

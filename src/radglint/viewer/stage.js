@@ -27,7 +27,7 @@ export class Stage extends EventTarget {
     const options = {
       interactive: false, dragAndDropEnabled: false, logLevel: "error", isRadiologicalConvention: true,
       crosshairWidth: 0, multiplanarShowRender: SHOW_RENDER.NEVER, sagittalNoseLeft: true, loadingText: "",
-      backColor: [0, 0, 0, 1], fontColor: [0.72, 0.78, 0.84, 1], fontMinPx: 15, fontSizeScaling: 0.12,
+      backColor: [0, 0, 0, 1], isOrientationTextVisible: false,
     };
     stage.nv = new Niivue(options);
     await stage.nv.attachToCanvas(canvas, false);
@@ -55,7 +55,6 @@ export class Stage extends EventTarget {
     await this.#standIn(volume.size, affine);
     this.volume = volume;
     this.program = null;
-    this.nv.opts.isOrientationTextVisible = !flat;
     this.#useShader();
     this.resetView();
     this.moveTo(volume.size.map((n) => Math.floor(n / 2)));
@@ -314,7 +313,8 @@ function pictureAffine(affine) {
   return [[-side[0], 0, 0, 0], [0, -side[1], 0, 0], [0, 0, 1, 0]];
 }
 
-/** Half floats are whole to 2048; wider ranges than HU are shrunk. */
-function halfScale(volume) {
-  return volume.values instanceof Uint16Array ? 1 / 32 : 1;
+/** Half floats are whole to 2048 and end at 65504; a picture with a wider range than HU is shrunk. */
+function halfScale({ values, slope }) {
+  const top = values instanceof Uint16Array ? 65535 * Math.abs(slope) : 0;
+  return top > 4096 ? 2048 / top : 1;
 }

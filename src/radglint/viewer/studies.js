@@ -7,12 +7,17 @@ const WORDS = {
   sending: "Sending", queued: "Waiting for the server", reading: "Reading the files", encoding: "Encoding the image",
   ready: "Ready", failed: "Failed", picture: "Loading the picture",
 };
+const READABLE = new Set(["encoding", "ready", "failed"]);
 const ENDED = new Set(["ready", "failed"]);
 
 export class Studies {
-  /** `shown(study)` is called with a study that is ready, `tell` with a problem of the list. */
-  constructor(shown, tell) {
+  /**
+   * `shown(study)` puts a study on the screen once it is read; `encoding(share)` hears how much of it is encoded
+   * meanwhile, null when that is over; `tell` hears of problems with the list.
+   */
+  constructor(shown, encoding, tell) {
     this.shown = shown;
+    this.encoding = encoding;
     this.tell = tell;
     this.turn = 0; // grows with each study that is opened; a slower one before it then stops
     this.#listen();
@@ -73,22 +78,26 @@ export class Studies {
 
   async #follow(begin, name = "") {
     const turn = ++this.turn;
+    const isPast = () => turn !== this.turn;
+    this.encoding(null);
     this.#progress("sending", name, null);
     try {
       const first = await begin(turn);
       const began = performance.now();
-      const show = (study) => turn === this.turn && this.#progress(study.state, study.name ?? name, null, began);
-      const ended = (study) => turn !== this.turn || ENDED.has(study.state);
-      const study = await api.until(() => api.study(first.id), ended, show, first);
-      if (turn !== this.turn) return;
-      if (study.state === "failed") {
-        throw new api.Problem(0, study.problem?.title ?? "This study cannot be opened", study.problem?.detail ?? "The server could not read it.");
-      }
+      const read = () => api.study(first.id);
+      const show = (study) => isPast() || this.#progress(study.state, study.name ?? name, null, began);
+      const study = usable(await api.until(read, ({ state }) => isPast() || READABLE.has(state), show, first));
+      if (isPast()) return;
       this.#progress("picture", study.name ?? name, null);
-      await this.shown(study);
-      if (turn === this.turn) this.#cover(null);
+      await this.shown(study, isPast);
+      if (isPast()) return;
+      this.#cover(null);
+      const tick = ({ state, progress }) => isPast() || this.encoding(state === "encoding" ? (progress ?? 0) : null);
+      usable(await api.until(read, ({ state }) => isPast() || ENDED.has(state), tick, study));
     } catch (error) {
-      if (turn === this.turn) this.trouble(error);
+      if (isPast()) return;
+      this.encoding(null);
+      this.trouble(error);
     }
   }
 
@@ -98,7 +107,7 @@ export class Studies {
     const seconds = began === undefined ? 0 : Math.floor((performance.now() - began) / 1000);
     const percent = share === null ? "" : ` ${Math.round(100 * share)} %`;
     byId("progress-text").textContent = `${WORDS[state] ?? state}${percent}${seconds > 2 ? `, ${seconds} s` : ""}`;
-    byId("progress-hint").textContent = state === "encoding" ? `${name}. Once per study; every question after it is quick.` : name;
+    byId("progress-hint").textContent = name;
     const bar = byId("progress-bar");
     if (share === null) bar.removeAttribute("value");
     else bar.value = share;
@@ -157,6 +166,13 @@ export class Studies {
     await guarded(() => api.removeStudy(study.id), this.tell);
     await this.refresh(listId, boxId);
   }
+}
+
+/** The study, or what went wrong with it thrown. */
+function usable(study) {
+  if (study.state !== "failed") return study;
+  const { title, detail } = study.problem ?? {};
+  throw new api.Problem(0, title ?? "This study cannot be opened", detail ?? "The server could not read it.");
 }
 
 /** A file with its path in the name, so that slices of one name in two folders stay apart. */

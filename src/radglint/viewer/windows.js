@@ -19,7 +19,9 @@ export const PRESETS = {
 /** The value that is white in a radiograph as the server sends it. */
 export function fullScale(volume) {
   const { values, slope, intercept } = volume;
-  if (values instanceof Uint8Array) return 255 * slope + intercept;
+  if (values instanceof Uint8Array || values instanceof Uint16Array) {
+    return (2 ** (8 * values.BYTES_PER_ELEMENT) - 1) * slope + intercept;
+  }
   return extent(volume)[1];
 }
 

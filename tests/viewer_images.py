@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+import io
+import zipfile
+from pathlib import Path
 
-SHAPE = (26, 112, 128)  # slices feet to head, rows front to back, columns from the patient's right to the left
-STEP_MM = (10.0, 2.6, 2.8)
+import numpy as np
+from PIL import Image
+
+from dicom_files import write_ct_series
+
+SHAPE = (14, 96, 112)  # slices feet to head, rows front to back, columns from the patient's right to the left
+STEP_MM = (18.0, 3.0, 3.2)
 BALL_MM = (24.0, 0.0, 78.0)  # up, back, left of the middle
 BALL_RADIUS_MM = 26.0
+MARK = (200, 8, 216, 24)  # left, top, right, bottom of the film's mark
 
 
 def _ball(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
@@ -33,7 +41,7 @@ def chest_hu() -> np.ndarray:
 
 
 def film() -> np.ndarray:
-    """A frontal radiograph of the same chest, uint8, head up, the patient's right on the left; rows are 2.8 mm as well."""
+    """A frontal radiograph of the same chest, uint8, head up, the patient's right on the left; square pixels."""
     hu = chest_hu().astype(np.float32)
     through = np.clip(hu + 1000, 0, None).sum(axis=1)[::-1] * (STEP_MM[1] / 10000)
     rows = np.linspace(0, SHAPE[0] - 1, round(SHAPE[0] * STEP_MM[0] / STEP_MM[2]))
@@ -42,3 +50,24 @@ def film() -> np.ndarray:
     tall = through[low] * (1 - part) + through[np.minimum(low + 1, SHAPE[0] - 1)] * part
     bright = 1 - np.exp(-0.12 * tall)
     return np.rint(255 * np.clip(bright / bright.max(), 0, 1)).astype(np.uint8)
+
+
+def film_png() -> bytes:
+    """The radiograph as a PNG of twice the size, with a bright mark in its upper right corner, as on real films."""
+    picture = Image.fromarray(film()).resize((2 * film().shape[1], 2 * film().shape[0]), Image.Resampling.BILINEAR)
+    picture.paste(255, MARK)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def series_zip(folder: Path) -> bytes:
+    """The CT as a zip of DICOM slices, written below a folder."""
+    spacing = {"PixelSpacing": [STEP_MM[1], STEP_MM[2]], "SliceThickness": STEP_MM[0]}
+    origin = tuple(-(n - 1) / 2 * step for n, step in zip(SHAPE[::-1], STEP_MM[::-1], strict=True))
+    paths = write_ct_series(folder, chest_hu(), step=(0.0, 0.0, STEP_MM[0]), origin=origin, **spacing)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    return buffer.getvalue()

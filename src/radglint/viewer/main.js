@@ -19,20 +19,27 @@ const MOST_CHIPS = 14;
 const tell = (error) => message(byId("messages"), error);
 
 class Page {
+  /** Files can be given at once; the picture follows when the graphics card is ready. */
   async start() {
     api.onKeyNeeded(askForKey);
+    this.study = null;
+    this.studies = new Studies((study, isPast) => this.show(study, isPast), encodingLine, tell);
+    const listed = this.studies.refresh("recent-list", "recent");
+    this.joined = this.#join();
+    await this.joined;
+    await listed;
+    await this.#model().catch(tell);
+  }
+
+  async #join() {
     this.stage = await Stage.on(byId("canvas"));
     this.findings = new FindingList(this.stage, tell);
     this.readout = new Readout(this.stage);
     this.saving = new SaveDialog(this.findings);
-    this.studies = new Studies((study, isPast) => this.show(study, isPast), encodingLine, tell);
-    this.study = null;
     labelTiles(this.stage);
     listen(this.stage, (dx, dy) => this.setWindow(dragged(this.range, dx, dy), null));
     this.#buttons();
     listenToKeys(this.#keys());
-    await this.studies.refresh("recent-list", "recent");
-    await this.#model().catch(tell);
   }
 
   async #model() {
@@ -46,6 +53,7 @@ class Page {
 
   /** Puts a study on the screen, unless another was opened meanwhile. */
   async show(study, isPast) {
+    await this.joined;
     this.findings.setStudy(study.id);
     const volume = await readNifti(await api.bytes(`/studies/${study.id}/volume.nii.gz`));
     if (isPast()) return;

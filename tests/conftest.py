@@ -30,6 +30,17 @@ def shared_data() -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """A running `radglint serve` with nano and one API key, for all tests that leave it as they found it."""
+    from server_process import KEY, ServerProcess
+
+    limits = ("--rate", "2000", "--burst", "9000", "--max-upload-mb", "8", "--max-files", "40", "--grace-s", "5")
+    running = ServerProcess(tmp_path_factory.mktemp("server"), *limits, key=KEY, RADGLINT_API_KEYS=KEY)
+    yield running
+    assert running.stop() == 0
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
     """A test that reaches for another machine fails, with the address it asked for."""

@@ -34,7 +34,7 @@ from radglint.place import place_of, place_prior
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
-from radglint.scope import ConceptIndex
+from radglint.scope import ConceptIndex, core_phrase
 from radglint.score_maps import LogisticMap, ScoreMap, probability
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -213,6 +213,7 @@ class GlintAnswerer:
         step = max(1, GATES_AT_ONCE // encoded.tokens.shape[1])
         for start in range(0, len(queries), step):
             part = queries[start : start + step]
+            self._embed([text for query in part for text in (query.phrase, core_phrase(query.phrase))])  # at once
             nearest = self._concepts.nearest([query.phrase for query in part])
             gated = self._gate(encoded, part, [concept for concept, _ in nearest])
             findings += self._calibrated(encoded, part, nearest, gated, threshold)

@@ -19,8 +19,7 @@ log = logging.getLogger("radglint.access")
 NO_ANSWER = 499  # the client left before there was one
 OPEN_PATHS = ("/health", "/api/v1/openapi.json")
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; font-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 REPORT_POLICY = (
@@ -141,6 +140,6 @@ def _dress(message: Message, scope: Scope) -> None:
     policy = REPORT_POLICY if is_report and scope["path"] != "/" else PAGE_POLICY
     there = {name for name, _ in headers}
     extra = [*_HEADERS, (b"content-security-policy", policy.encode())]
-    if not scope["path"].startswith("/static/"):
-        extra.append((b"cache-control", b"no-store"))
+    is_ours = scope["path"] == "/" or scope["path"].startswith("/static/")
+    extra.append((b"cache-control", b"no-cache" if is_ours else b"no-store"))
     message["headers"] = headers + [item for item in extra if item[0] not in there]

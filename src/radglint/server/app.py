@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from radglint.server import monai, problems, routes_jobs, routes_service, routes_studies
 from radglint.server.access import Gate
-from radglint.server.limits import BodyLimits
+from radglint.server.limits import App, BodyLimits
 from radglint.server.service import PREFIX, Service
 
 DESCRIPTION = (
@@ -21,13 +21,22 @@ DESCRIPTION = (
 )
 
 
-def create_app(service: Service, version: str) -> FastAPI:
-    """The ASGI application of a service.
+def create_app(service: Service, version: str) -> App:
+    """The routes of a service with limits and gate around them.
 
     Args:
         service: with a started dispatcher.
         version: of radglint.
     """
+    config = service.config
+    limited = BodyLimits(
+        create_routes(service, version), upload_bytes=config.upload_bytes, body_s=config.body_s, stall_s=config.stall_s
+    )
+    return Gate(limited, config, service.metrics)
+
+
+def create_routes(service: Service, version: str) -> FastAPI:
+    """The application itself."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,11 +61,6 @@ def create_app(service: Service, version: str) -> FastAPI:
             CORSMiddleware, allow_origins=list(service.config.cors), allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["X-API-Key", "Content-Type"], max_age=600,
         )  # fmt: skip
-    limits = service.config
-    app.add_middleware(
-        BodyLimits, upload_bytes=limits.upload_bytes, body_s=limits.body_s, stall_s=limits.stall_s  # type: ignore[arg-type]
-    )  # fmt: skip
-    app.add_middleware(Gate, config=service.config, metrics=service.metrics)  # type: ignore[arg-type]
     return app
 
 

@@ -84,7 +84,9 @@ class Database:
     def __init__(self, url: str) -> None:
         self._writing = threading.Lock()
         try:
-            self._engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"), pool_size=10, max_overflow=40)
+            self._engine = create_engine(
+                url, pool_pre_ping=not url.startswith("sqlite"), pool_size=10, max_overflow=40, hide_parameters=True
+            )
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _sqlite_settings)
             _metadata.create_all(self._engine)
@@ -165,6 +167,12 @@ class Database:
             connection.execute(delete(_jobs).where(_jobs.c.study_id == study_id))
             gone = connection.execute(delete(_studies).where(_studies.c.id == study_id)).rowcount > 0
         return ids if gone else None
+
+    def forget_deleted(self) -> None:
+        """Empty SQLite's write-ahead log, in which what was deleted is still to be read."""
+        if self._engine.dialect.name == "sqlite":
+            with self._writing, self._engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def studies_before(self, created_s: float) -> list[str]:
         """Ids of the studies that came before a time."""

@@ -64,6 +64,12 @@ class DataFolder:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700, exist_ok=True)
 
+    def release(self) -> None:
+        """Let another server have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def study(self, study_id: str) -> Path:
         """The folder of a study; the id comes from the data base or was checked against it."""
         if not re.fullmatch(ID_PATTERN, study_id):

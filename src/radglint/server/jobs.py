@@ -122,8 +122,9 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Finish what is in work if `grace_s` allows, then end the model process."""
-        self._inbox.put(("stop",))
-        self._thread.join(self.config.grace_s + 10)
+        if self._thread.is_alive():
+            self._inbox.put(("stop",))
+            self._thread.join(self.config.grace_s + 10)
         if self._process is not None:
             self._process.close()
 
@@ -237,6 +238,7 @@ class Dispatcher:
             self.hub.settle(job_id)
 
     def _on_forget(self, study_id: str, job_ids: list[str]) -> None:
+        self.database.forget_deleted()
         if self._process is not None:
             self._process.send({"kind": "forget", "study": study_id})
         for item_id in (study_id, *job_ids):

@@ -68,16 +68,14 @@ class BodyLimits:
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         try:
             if announced.isdigit() and int(announced) > limit:
-                raise too_large(limit)
+                meter.problem = too_large(limit)
+                raise meter.problem
             await self._app(scope, meter.receive, meter.send)
-        except Problem as problem:
-            if meter.has_begun:
-                raise
-            await problem.response()(scope, receive, send)
-        except TimeoutError:
-            if meter.has_begun:
-                return  # the connection is closed by the server, as the answer is not complete
-            raise
+        except Exception as error:
+            if meter.problem is not None and not meter.has_begun:  # whatever the application made of it
+                await meter.problem.response()(scope, receive, send)
+            elif not (isinstance(error, TimeoutError) and meter.has_begun):
+                raise  # after a reader's pause the connection is closed, as the answer is not complete
 
     def _limit(self, scope: Scope) -> int:
         is_form = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
@@ -92,7 +90,7 @@ class _Meter:
         self._limit, self._deadline_s, self._stall_s = limit, deadline_s, stall_s
         self._size = 0
         self._is_whole = False
-        self._problem: Problem | None = None
+        self.problem: Problem | None = None
         self.has_begun = False
 
     async def receive(self) -> Message:
@@ -103,19 +101,19 @@ class _Meter:
             async with asyncio.timeout(min(self._stall_s, left)):
                 message = await self._receive()
         except TimeoutError:
-            self._problem = Problem(408, "too-slow", "the request did not arrive in time; try again")
-            raise self._problem from None
+            self.problem = Problem(408, "too-slow", "the request did not arrive in time; try again")
+            raise self.problem from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
             if self._size > self._limit:
-                self._problem = too_large(self._limit)
-                raise self._problem
+                self.problem = too_large(self._limit)
+                raise self.problem
         return message
 
     async def send(self, message: Message) -> None:
-        if self._problem is not None and not self.has_begun:  # what reads bodies makes an answer of its own of this
-            raise self._problem
+        if self.problem is not None and not self.has_begun:  # what reads bodies makes an answer of its own of this
+            raise self.problem
         self.has_begun = True
         async with asyncio.timeout(self._stall_s):
             await self._send(message)

@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
+from radglint.server.logs import place_of
+
 log = logging.getLogger("radglint.server")
 MEDIA_TYPE = "application/problem+json"
 
@@ -99,11 +101,7 @@ def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 def _internal(_: Request, error: Exception) -> JSONResponse:
     """Our own fault: the log gets kind and place, the client neither."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_globals.get('__name__')}:{place.tb_lineno}" if place else "?"
-    log.error("internal error: %s in %s", type(error).__name__, where)
+    log.error("internal error: %s at %s", type(error).__name__, place_of(error))
     return Problem(500, "internal", "radglint itself is at fault; the server's log has more").response()
 
 

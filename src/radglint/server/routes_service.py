@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def metrics(service: ServiceOf) -> Any:
 @router.get(f"{PREFIX}/model", response_model=ModelFacts, responses=declared())
 def model(service: ServiceOf) -> Any:
     """The model that answers, and what it knows."""
-    return {**service.dispatcher.model, "notice": NOTICE}
+    return {**service.dispatcher.model, "notice": NOTICE, "dicomweb": service.config.dicomweb is not None}
 
 
 def add_viewer(app: FastAPI, folder: Path = VIEWER) -> None:
@@ -52,5 +53,6 @@ def add_viewer(app: FastAPI, folder: Path = VIEWER) -> None:
             raise not_found("page: this installation has no viewer")
         return FileResponse(page, media_type="text/html")
 
+    mimetypes.add_type("text/javascript", ".js")  # where the system's own table says otherwise
     if folder.is_dir():
         app.mount("/static", StaticFiles(directory=folder), name="viewer")

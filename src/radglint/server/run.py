@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import sys
 import tempfile
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ from radglint.server.events import Hub
 from radglint.server.folders import DataFolder
 from radglint.server.http_protocol import bounded_protocol
 from radglint.server.jobs import Dispatcher
+from radglint.server.logs import set_up_logs
 from radglint.server.metrics import Metrics
 from radglint.server.service import Service
 
@@ -34,27 +35,25 @@ def serve(config: ServerConfig, version: str) -> None:
         CheckpointError: the model cannot be loaded.
         OutputError: the folder cannot be made.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("multipart", "python_multipart", "dicomweb_client", "httpx"):  # they name files and addresses
-        logging.getLogger(name).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal again when it is done
-    listener = _listen(config)
-    folders = DataFolder(config.data)
-    folders.claim()
-    tempfile.tempdir = str(folders.temporary)  # bodies wait on the disk that keeps them
-    database, hub, metrics = Database(config.database_url), Hub(), Metrics()
-    dispatcher = Dispatcher(config, database, folders, hub, metrics)
-    try:
+    with ExitStack() as at_the_end:
+        listener = at_the_end.enter_context(_listen(config))
+        folders = DataFolder(config.data)
+        folders.claim()
+        at_the_end.callback(folders.release)
+        database = Database(config.database_url)
+        at_the_end.callback(database.close)
+        set_up_logs()
+        signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal again when it is done
+        tempfile.tempdir = str(folders.temporary)  # bodies wait on the disk that keeps them
+        hub, metrics = Hub(), Metrics()
+        dispatcher = Dispatcher(config, database, folders, hub, metrics)
+        at_the_end.callback(dispatcher.stop)
         dispatcher.start()
         app = create_app(Service(config, database, folders, hub, metrics, dispatcher), version)
         port = listener.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"radglint {version} at http://{shown}:{port}", file=sys.stderr, flush=True)
         _Server(_uvicorn(app, config), hub).run(sockets=[listener])
-    finally:
-        dispatcher.stop()
-        database.close()
-        listener.close()
 
 
 def _leave(*_: object) -> None:
@@ -63,12 +62,12 @@ def _leave(*_: object) -> None:
 
 def _listen(config: ServerConfig) -> socket.socket:
     """The listening socket, before anything slow is done."""
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host.strip("[]"), config.port))
     except OSError as error:
+        listener.close()
         where, reason = f"{config.host}:{config.port}", error.strerror or error
         raise ConfigError(f"{where}: cannot listen there ({reason}); give another --port") from error
     return listener

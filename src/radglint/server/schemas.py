@@ -140,6 +140,7 @@ class ModelFacts(BaseModel):
     modalities: list[str]
     findings: dict[str, list[str]] = Field(description="by modality; close paraphrases are understood too")
     notice: str
+    dicomweb: bool = Field(description="whether series can be fetched from a PACS")
 
 
 class Health(BaseModel):

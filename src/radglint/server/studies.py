@@ -238,7 +238,9 @@ def to_line(message: dict[str, Any]) -> bytes:
 
 
 def _without_paths(findings: Findings, image: MedicalImage) -> dict[str, Any]:
-    """The document of `ask --json`, with the format of the source and without paths of this machine."""
+    """The document of `ask --json` without paths of this machine, but with the source's format and every decision."""
     document = findings.to_dict()
     document["image"]["source_format"] = image.source_format
+    for told, finding in zip(document["findings"], findings, strict=True):
+        told |= {"decision": finding.decision, "verdict": finding.verdict, "mask_threshold": finding.mask_level}
     return document

@@ -12,15 +12,15 @@ import os
 import queue
 import resource
 import signal
-import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from radglint.server.logs import place_of, set_up_logs
 
 Task = dict[str, Any]
 log = logging.getLogger("radglint.server.worker")
@@ -41,7 +41,7 @@ def main(pipe: Connection, options: WorkerOptions) -> None:
     """Load the model, say hello, work until the pipe closes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the server decides when we stop
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_logs()
     tempfile.tempdir = options.temporary
     os.environ["TMPDIR"] = options.temporary
     work = _Work(pipe)
@@ -126,9 +126,7 @@ class _Work:
 
         is_input = isinstance(error, InputError)
         if not is_input:  # our own fault: kind and place, never values
-            frames = traceback.extract_tb(error.__traceback__)
-            place = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
-            log.error("%s failed: %s at %s", task["kind"], type(error).__name__, place)
+            log.error("%s failed: %s at %s", task["kind"], type(error).__name__, place_of(error))
         told = {"problem": explain(error), "is_input": is_input}
         self.send({"event": "failed", "id": task["id"], **told, **self._status()})
 

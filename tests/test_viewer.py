@@ -16,26 +16,22 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import viewer_images
-from server_process import ServerProcess
+from server_process import KEY, ServerProcess
 from viewer_browser import Viewer, launch
 
-KEY = "a key for the tests of the viewer"
 FOUND, ABSENT, NEGATED, ODD = "mass", "cardiomegaly", "no pneumothorax", "broken left tibia"
 FOUND_CT = "nodule"
 SIZES = {"desk": (1280, 800), "tablet": (1024, 768), "upright tablet": (820, 1180)}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("viewer")
-    (folder / "keys.txt").write_text(KEY + "\n")
-    process = ServerProcess(folder / "data", "--keys", str(folder / "keys.txt"), "--max-upload-mb", "3", key=KEY)
-    try:
-        process.upload(("film.png", viewer_images.film_png()))
-        process.upload(("chest.zip", viewer_images.series_zip(folder / "series")))
-        yield process
-    finally:
-        process.stop()
+def studies(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A radiograph and a CT on the server, gone again at the end."""
+    files = {"film.png": viewer_images.film_png(), "chest.zip": viewer_images.series_zip(tmp_path_factory.mktemp("ct"))}
+    made = [server.upload((name, content))["id"] for name, content in files.items()]
+    yield
+    for study in made:
+        server.client.delete(f"/api/v1/studies/{study}").raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ Open = Callable[..., Viewer]
 
 
 @pytest.fixture
-def open_viewer(browser: Browser, server: ServerProcess) -> Iterator[Open]:
+def open_viewer(browser: Browser, server: ServerProcess, studies: None) -> Iterator[Open]:
     """Opens viewers and, at the end, fails if one of them complained."""
     viewers: list[Viewer] = []
 
@@ -275,7 +271,7 @@ def test_a_broken_file_is_named_calmly(open_viewer: Open) -> None:
 
 def test_an_upload_that_is_too_large_is_refused_in_words(open_viewer: Open) -> None:
     viewer = open_viewer(errors=(413,)).started()
-    large = np.random.default_rng(0).bytes(5 * 2**20)
+    large = np.random.default_rng(0).bytes(9 * 2**20)
     viewer.page.set_input_files("#file-input", {"name": "large.dcm", "mimeType": "application/dicom", "buffer": large})
     viewer.page.wait_for_selector("#desk[data-state=trouble]")
     assert viewer.page.get_attribute("#trouble", "data-status") == "413"

@@ -21,7 +21,8 @@ MODULES = sorted(path.name for path in VIEWER.glob("*.js"))
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("vendor_niivue", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -35,7 +36,8 @@ def test_the_page_names_only_files_that_are_there() -> None:
     named = re.findall(r'(?:src|href)="([^"#]+)"', page())
     assert len(named) == 4
     for address in named:
-        assert address.startswith("/static/") and (VIEWER / address.removeprefix("/static/")).is_file(), address
+        assert address.startswith("/static/")
+        assert (VIEWER / address.removeprefix("/static/")).is_file(), address
 
 
 def test_nothing_is_inline_and_nothing_is_elsewhere() -> None:
@@ -43,14 +45,17 @@ def test_nothing_is_inline_and_nothing_is_elsewhere() -> None:
     assert not re.search(r"<script[^>]*>[^<]|<style|\sstyle=|\son\w+=", html)
     for path in (VIEWER / "index.html", VIEWER / "style.css", *(VIEWER / name for name in MODULES)):
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
-        assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|url\(|\beval\(|new Function|innerHTML|localStorage", text), path.name
+        assert not re.search(
+            r"https?:|//[a-z]+\.[a-z]|@import|url\(|\beval\(|new Function|innerHTML|localStorage", text
+        ), path.name
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_imports_what_its_neighbours_export(name: str) -> None:
     text = (VIEWER / name).read_text(encoding="utf-8")
     for names, source in re.findall(r'import (.+?) from "([^"]+)";', text):
-        assert source.startswith("./") and (VIEWER / source).is_file(), source
+        assert source.startswith("./")
+        assert (VIEWER / source).is_file(), source
         exported = (VIEWER / source).read_text(encoding="utf-8")
         for one in re.findall(r"\w+", names) if names.startswith("{") else []:
             assert re.search(rf"export (?:async )?(?:function|class|const) {one}\b", exported), f"{one} of {source}"
@@ -78,7 +83,7 @@ def test_another_archive_is_refused(script: ModuleType, tmp_path: Path) -> None:
         member = tarfile.TarInfo(script.MEMBER)
         member.size = 3
         tar.addfile(member, io.BytesIO(b"bad"))
-    with pytest.raises(script.VendorError, match="integrity sha512-.*expected sha512-"):
+    with pytest.raises(script.VendorError, match=r"integrity sha512-.*expected sha512-"):
         script.vendor(target, archive=other)
     with pytest.raises(script.VendorError, match="cannot be read"):
         script.vendor(target, archive=tmp_path / "missing.tgz")

@@ -36,7 +36,9 @@ class Viewer:
         lost: whether the test cuts the connection.
     """
 
-    def __init__(self, context: BrowserContext, url: str, key: str | None, errors: tuple[int, ...] = (), lost: bool = False) -> None:
+    def __init__(
+        self, context: BrowserContext, url: str, key: str | None, errors: tuple[int, ...] = (), lost: bool = False
+    ) -> None:
         self.context, self.errors, self.lost = context, errors, lost
         self.complaints: list[str] = []
         if key is not None:
@@ -70,7 +72,9 @@ class Viewer:
 
     def open(self, name: str, content: bytes) -> None:
         """Gives the page a file, waits until its picture stands and it is encoded."""
-        self.page.set_input_files("#file-input", {"name": name, "mimeType": "application/octet-stream", "buffer": content})
+        self.page.set_input_files(
+            "#file-input", {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        )
         self.shown()
 
     def open_known(self, name: str) -> None:

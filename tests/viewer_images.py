@@ -20,7 +20,10 @@ MARK = (200, 8, 216, 24)  # left, top, right, bottom of the film's mark
 
 def _ball(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
     """1 in the middle of an ellipsoid (millimetres from the middle of the volume), 0 on its surface."""
-    axes = [((np.arange(n) - (n - 1) / 2) * step - c) / r for n, step, c, r in zip(SHAPE, STEP_MM, centre, radii, strict=True)]
+    axes = [
+        ((np.arange(n) - (n - 1) / 2) * step - c) / r
+        for n, step, c, r in zip(SHAPE, STEP_MM, centre, radii, strict=True)
+    ]
     return 1 - axes[0][:, None, None] ** 2 - axes[1][:, None] ** 2 - axes[2] ** 2
 
 

@@ -112,9 +112,8 @@ def main() -> int:
         server = ServerProcess(folder / "data")
         try:
             encoding_s = timed(lambda: ready_study(server, large_ct(folder, args.side, args.slices)))
-            print(
-                f"{args.side} x {args.side} x {args.slices}, first encoding {encoding_s:.1f} s, load {os.getloadavg()[0]:.1f}"
-            )
+            size = f"{args.side} x {args.side} x {args.slices}"
+            print(f"{size}, first encoding {encoding_s:.1f} s, load {os.getloadavg()[0]:.1f}")
             browser = launch(playwright)
             for turn in range(len(QUERIES)):
                 viewer = Viewer(

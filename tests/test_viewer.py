@@ -237,6 +237,18 @@ def test_clicks_wheel_and_window_of_a_ct(chest: Viewer) -> None:
     chest.page.wait_for_function("radglint.page.stage.nv.scene.pan2Dxyzmm[3] > 1.5")
     chest.picture()
     assert np.abs(np.subtract(chest.point((30, 40, 4)), (row, column))).max() <= 6  # what is under the pointer stays
+    for view in ("axial", "coronal", "sagittal"):
+        chest.page.click(f"[data-view={view}]")
+        chest.picture()
+        row, column = chest.point((30, 40, 4))
+        chest.page.mouse.move(450, 400)
+        chest.page.keyboard.down("Shift")
+        chest.page.mouse.down()
+        chest.page.mouse.move(480, 380, steps=3)
+        chest.page.mouse.up()
+        chest.page.keyboard.up("Shift")
+        chest.picture()
+        assert np.abs(np.subtract(chest.point((30, 40, 4)), (row - 20, column + 30))).max() <= 2, view
 
 
 def saved(viewer: Viewer, name: str) -> bytes:
@@ -397,3 +409,13 @@ def test_nothing_is_cut_off_at_any_size(open_viewer: Open, size: str) -> None:
         row, column = viewer.point((30, 40, int(viewer.text("#voxel").split(",")[0])))
         viewer.page.touchscreen.tap(column, row)
         assert viewer.text("#voxel").endswith("40, 30")
+        pinch(viewer, column, row)
+        assert viewer.page.evaluate("radglint.page.stage.nv.scene.pan2Dxyzmm[3]") == pytest.approx(2, abs=0.3)
+
+
+def pinch(viewer: Viewer, x: int, y: int) -> None:
+    """Two fingers that move apart to twice their distance."""
+    session = viewer.context.new_cdp_session(viewer.page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 80), ("touchEnd", None)):
+        points = [] if apart is None else [{"x": x - apart / 2, "y": y, "id": 1}, {"x": x + apart / 2, "y": y, "id": 2}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})

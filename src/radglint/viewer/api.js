@@ -14,6 +14,7 @@ export class Problem extends Error {
 }
 
 let askForKey = async () => null;
+let prompt = null; // one question for all requests that wait for the key
 
 /** Sets the function that asks the user for a key: (wasRefused) => key, or null to give up. */
 export function onKeyNeeded(ask) {
@@ -27,7 +28,8 @@ const headers = (more = {}) => {
 
 /** Asks for the key and keeps it for this tab; false if the user gives up. */
 async function newKey() {
-  const key = await askForKey(sessionStorage.getItem(KEY_NAME) !== null);
+  prompt ??= askForKey(sessionStorage.getItem(KEY_NAME) !== null).finally(() => (prompt = null));
+  const key = await prompt;
   if (key === null) return false;
   sessionStorage.setItem(KEY_NAME, key);
   return true;

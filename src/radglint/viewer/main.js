@@ -16,6 +16,10 @@ import { adjusted, dragged, fullScale, PRESETS } from "./windows.js";
 
 const MOST_CHIPS = 14;
 
+const LOST = new api.Problem(
+  0, "The picture is lost", "The browser took its graphics memory back. Reload the page: the study is still on the server.",
+);
+
 const tell = (error) => message(byId("messages"), error);
 
 class Page {
@@ -37,6 +41,7 @@ class Page {
     this.readout = new Readout(this.stage);
     this.saving = new SaveDialog(this.findings);
     labelTiles(this.stage);
+    this.stage.addEventListener("lost", () => this.studies.trouble(LOST));
     listen(this.stage, (dx, dy) => this.setWindow(dragged(this.range, dx, dy), null));
     this.#buttons();
     listenToKeys(this.#keys());
@@ -74,7 +79,7 @@ class Page {
     for (const id of ["query", "ask-button"]) byId(id).disabled = false;
     byId("messages").replaceChildren();
     byId("no-findings").textContent = "Ask something in plain words. What is found becomes a coloured layer.";
-    byId("query").focus();
+    if (matchMedia("(pointer: fine)").matches) byId("query").focus(); // on a tablet this would open its keyboard
   }
 
   #line({ name, image }) {
@@ -140,6 +145,7 @@ class Page {
       byId(id).addEventListener("input", () =>
         this.setWindow(adjusted(this.base, byId("brightness").value / 100, byId("contrast").value / 100), null));
     }
+    byId("query").addEventListener("keydown", (event) => event.key === "Escape" && byId("canvas").focus());
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
       const query = byId("query").value.trim();
@@ -169,7 +175,7 @@ class Page {
     });
     const slices = "next slice (with Shift: crosshair in the plane)";
     const keys = {
-      "/": { words: "write a question", run: () => byId("query").focus() },
+      "/": { words: "write a question (Esc: back to the picture)", run: () => byId("query").focus() },
       ArrowUp: { words: slices, run: arrow(1, 1) },
       ArrowDown: { words: slices, run: arrow(1, -1) },
       ArrowLeft: { words: "crosshair to the left or right of the picture", run: shown(() => this.sideways(-1)) },
@@ -216,20 +222,19 @@ function encodingLine(share) {
   byId("encoding-text").textContent = `Encoding the image${percent}. Once per study; ask meanwhile, answers follow.`;
 }
 
+/** Asks for a key; null if the user gives up. */
 function askForKey(wasRefused) {
   const dialog = byId("key-dialog");
-  if (dialog.open) return new Promise((resolve) => dialog.addEventListener("close", () => resolve(keyOf(dialog)), { once: true }));
   byId("key-text").textContent = wasRefused ? "The server refused this key." : "This server needs a key.";
   byId("key-input").value = "";
+  byId("key-cancel").onclick = () => dialog.close("");
   dialog.returnValue = "";
-  byId("key-form").onsubmit = () => (dialog.dataset.key = byId("key-input").value);
-  byId("key-cancel").onclick = () => dialog.close();
-  delete dialog.dataset.key;
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(keyOf(dialog)), { once: true }));
+  return new Promise((resolve) => {
+    const closed = () => resolve(dialog.returnValue === "given" ? byId("key-input").value : null);
+    dialog.addEventListener("close", closed, { once: true });
+  });
 }
-
-const keyOf = (dialog) => dialog.dataset.key ?? null;
 
 const page = new Page();
 globalThis.radglint = { page, ready: page.start() };

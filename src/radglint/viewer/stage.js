@@ -38,6 +38,7 @@ export class Stage extends EventTarget {
     stage.inverted = false;
     stage.range = [0, 1];
     stage.crosshair = true;
+    canvas.addEventListener("webglcontextlost", () => stage.dispatchEvent(new Event("lost")));
     new ResizeObserver(() => stage.#layOut()).observe(canvas.parentElement);
     return stage;
   }

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 KEY = "a-key-for-tests-0123456789"
-START_S = 120.0
+START_S = 300.0
 _ADDRESS = re.compile(r"at (http://\S+)")
 _COMMAND = [sys.executable, "-c", "from radglint.cli import entry; entry()", "serve", "--port", "0", "--device", "cpu"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -15,9 +16,26 @@ from server_process import ServerProcess, nifti, png
 
 def model_process(server: ServerProcess) -> psutil.Process:
     """The child that holds the model, not the helper that multiprocessing starts beside it."""
-    found = [p for p in psutil.Process(server.process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    alive = [p for p in psutil.Process(server.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+    found = [p for p in alive if "spawn_main" in " ".join(p.cmdline())]
     assert len(found) == 1
     return found[0]
+
+
+def end_model_process(server: ServerProcess) -> None:
+    """Kill it, and wait until the server has seen it."""
+    before = restarts(server)
+    os.kill(model_process(server).pid, signal.SIGKILL)
+    for _ in range(1200):
+        if restarts(server) > before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the death of the model process was not noticed")
+
+
+def restarts(server: ServerProcess) -> float:
+    text = server.client.get("/metrics").text
+    return float(re.findall(r"^radglint_model_restarts_total ([\d.]+)$", text, re.MULTILINE)[0])
 
 
 @pytest.mark.slow
@@ -61,11 +79,10 @@ def the_model_process_may_die(server: ServerProcess, study_id: str) -> None:
     os.kill(child.pid, signal.SIGSTOP)  # it takes the job and does nothing
     job_id = server.client.post("/api/v1/jobs", json={"study_id": study_id, "queries": ["mass"]}).json()["id"]
     time.sleep(0.5)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait(10)
+    end_model_process(server)
     assert server.client.get("/api/v1/studies").status_code == 200  # the server itself is there all the time
     assert server.wait(f"/api/v1/jobs/{job_id}", ("done", "failed"))["state"] == "done"
-    assert "radglint_model_restarts_total 1.0" in server.client.get("/metrics").text
+    assert restarts(server) == 1
 
 
 def the_second_death_is_the_end(server: ServerProcess) -> None:
@@ -74,11 +91,11 @@ def the_second_death_is_the_end(server: ServerProcess) -> None:
     bad = server.client.post("/api/v1/studies", files={"file": ("bad.nii", content)}).json()["id"]
     good = server.client.post("/api/v1/studies", files={"file": ("good.png", png(seed=9))}).json()["id"]
     for _ in range(2):
-        for _ in range(1200):
+        for _ in range(6000):
             if server.client.get(f"/api/v1/studies/{bad}").json()["state"] == "encoding":
                 break
             time.sleep(0.05)
-        os.kill(model_process(server).pid, signal.SIGKILL)
+        end_model_process(server)
     failed = server.wait(f"/api/v1/studies/{bad}", ("ready", "failed"))
     assert failed["state"] == "failed"
     assert "twice" in failed["problem"]

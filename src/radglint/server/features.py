@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ def load_features(path: Path, image: MedicalImage, model: str, device: Any) -> E
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             tokens, places, grid, native, shape, about = (stored[name] for name in _PARTS)
         told = json.loads(str(about))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if told["model"] != model or tuple(native) != image.shape:
         return None

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -31,6 +32,7 @@ QUERIES_AT_ONCE = 64
 ASKS_AT_ONCE, ARTIFACTS_AT_ONCE = 4, 8
 START_S = 300.0  # for loading the model
 TICK_S = 1.0
+ITEMS_AT_ONCE = 200
 CLEAN_EVERY_S = 600.0
 LAST_ATTEMPT = 2
 
@@ -78,7 +80,8 @@ class Dispatcher:
         self._restart_at_s: float | None = None
         self._backoff_s = 1.0
         self._cleaned_s = 0.0
-        self._stopping = False
+        self._ticked_s = 0.0
+        self._stop_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="radglint-jobs", daemon=True)
 
     # For others, from any thread
@@ -136,36 +139,48 @@ class Dispatcher:
     # The thread
 
     def _run(self) -> None:
-        stop_at_s: float | None = None
-        while stop_at_s is None or (self._in_work and time.monotonic() < stop_at_s):
+        while not self._is_over():
             try:
-                item = self._inbox.get(timeout=TICK_S if stop_at_s is None else 0.1)
-            except queue.Empty:
-                item = ("tick",)
-            try:
-                if item[0] == "stop":
-                    self._stopping = True
-                    stop_at_s = time.monotonic() + self.config.grace_s
-                else:
-                    self._handle(item)
-                self._dispatch()
-            except Exception as error:  # the queue must go on, for instance after the data base was away
-                log.error("queue: %s", type(error).__name__, exc_info=True)
+                self._step()
+            except Exception:  # the queue must go on, for instance after the data base was away
+                log.exception("queue")
                 time.sleep(0.2)
         for work in (*self._in_work.values(), *self._artifacts):
             _refuse(work, "the server is being stopped; ask again in a minute")
 
-    def _handle(self, item: tuple[Any, ...]) -> None:
+    def _is_over(self) -> bool:
+        """Whether all is done that can be done before the end."""
+        return self._stop_at_s is not None and (not self._in_work or time.monotonic() >= self._stop_at_s)
+
+    def _step(self) -> None:
+        """Take what has come, then see what is next."""
+        is_news = False
+        with suppress(queue.Empty):
+            item = self._inbox.get(timeout=TICK_S if self._stop_at_s is None else 0.1)
+            for _ in range(ITEMS_AT_ONCE):
+                is_news |= self._handle(item)
+                item = self._inbox.get_nowait()
+        if time.monotonic() - self._ticked_s >= TICK_S:
+            self._ticked_s, is_news = time.monotonic(), True
+            self._tick()
+        if is_news:
+            self._dispatch()
+
+    def _handle(self, item: tuple[Any, ...]) -> bool:
+        """Take one item; whether there may be something new to do."""
         if item[0] == "message":
             _, generation, message = item
-            if generation == self._generation:
-                self._on_message(message)
+            if generation != self._generation:
+                return False
+            self._on_message(message)
+            return message["event"] not in ("started", "progress")
+        if item[0] == "stop":
+            self._stop_at_s = time.monotonic() + self.config.grace_s
         elif item[0] == "artifact":
             self._artifacts.append(InWork(item[1], waiting=item[2]))
         elif item[0] == "forget":
             self._on_forget(item[1], item[2])
-        elif item[0] == "tick":
-            self._tick()
+        return True
 
     def _on_message(self, message: Row) -> None:
         kind = message["event"]
@@ -264,7 +279,7 @@ class Dispatcher:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._restart_at_s is not None and now >= self._restart_at_s and not self._stopping:
+        if self._restart_at_s is not None and now >= self._restart_at_s and self._stop_at_s is None:
             self._restart_at_s = None
             self._start_process()
         late = [w for w in self._in_work.values() if w.started_s is not None and now - w.started_s > self.config.task_s]
@@ -295,7 +310,7 @@ class Dispatcher:
     # What is next
 
     def _dispatch(self) -> None:
-        if not self.is_ready or self._stopping:
+        if not self.is_ready or self._stop_at_s is not None:
             return
         if any(work.task.get("alone") for work in self._in_work.values()):
             return

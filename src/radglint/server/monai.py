@@ -89,7 +89,7 @@ def image(service: ServiceOf, image: Annotated[str, Query(pattern=ID_PATTERN)]) 
     path = service.folders.study(image) / "volume.nii.gz"
     if not path.is_file():
         raise Problem(409, "not-ready", "the image is not read yet, or cannot be")
-    return FileResponse(path, media_type="application/gzip", filename=f"{image}.nii.gz")
+    return service.file(path, "application/gzip", f"{image}.nii.gz")
 
 
 @router.put("/session/", responses=declared(409), openapi_extra=uploads.form_schema("files"))

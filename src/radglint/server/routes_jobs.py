@@ -13,7 +13,7 @@ from radglint.server.folders import ID_PATTERN
 from radglint.server.problems import Problem, declared
 from radglint.server.routes_studies import EVENTS, Limit, Offset, WaitS
 from radglint.server.schemas import Index, Job, JobId, JobList, JobRequest
-from radglint.server.service import JOB_ENDS, PREFIX, ServiceOf
+from radglint.server.service import JOB_ENDS, PREFIX, Service, ServiceOf
 
 router = APIRouter(prefix=f"{PREFIX}/jobs", tags=["jobs"])
 OfFinding = Literal["probability.nii.gz", "mask.nii.gz", "mask.png", "overlay.png"]
@@ -95,7 +95,7 @@ async def of_finding(job_id: JobId, index: Index, result: OfFinding, service: Se
     row = await run_in_threadpool(service.job_row, job_id)
     if result == "mask.png" and row["document"] and row["document"]["image"]["modality"] == "CT":
         raise Problem(409, "no-such-result", "the mask of a CT is a volume; get mask.nii.gz")
-    return _file(await service.result(row, result, index), f"finding_{index}_{result}")
+    return _file(service, await service.result(row, result, index), f"finding_{index}_{result}")
 
 
 @router.get(
@@ -108,8 +108,8 @@ async def of_job(job_id: JobId, result: OfJob, service: ServiceOf) -> Any:
     is_dicom = row["document"] and row["document"]["image"]["source_format"] == "dicom"
     if result.endswith(".dcm") and row["document"] and not is_dicom:
         raise Problem(409, "no-such-result", "DICOM results need an image that came as DICOM")
-    return _file(await service.result(row, result), f"radglint_{result}")
+    return _file(service, await service.result(row, result), f"radglint_{result}")
 
 
-def _file(path: str, name: str) -> FileResponse:
-    return FileResponse(path, media_type=MEDIA[Path(path).suffix], filename=name, content_disposition_type="inline")
+def _file(service: Service, path: str, name: str) -> FileResponse:
+    return service.file(path, MEDIA[Path(path).suffix], name)

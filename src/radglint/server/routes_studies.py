@@ -80,4 +80,4 @@ def volume(study_id: StudyId, service: ServiceOf) -> Any:
     path = service.folders.study(study_id) / "volume.nii.gz"
     if not path.is_file():
         raise Problem(409, "not-ready", f"the study is {study['state']}, so there is no image to show")
-    return FileResponse(path, media_type="application/gzip")
+    return service.file(path, "application/gzip", "volume.nii.gz")

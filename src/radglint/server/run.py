@@ -25,6 +25,7 @@ from radglint.server.metrics import Metrics
 from radglint.server.service import Service
 
 KEEP_ALIVE_S = 10
+BACKLOG = 512
 
 
 def serve(config: ServerConfig, version: str) -> None:
@@ -61,11 +62,12 @@ def _leave(*_: object) -> None:
 
 
 def _listen(config: ServerConfig) -> socket.socket:
-    """The listening socket, before anything slow is done."""
+    """The listening socket, before anything slow is done: who comes while the model is loaded waits."""
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host.strip("[]"), config.port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         where, reason = f"{config.host}:{config.port}", error.strerror or error

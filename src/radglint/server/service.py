@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from radglint.server.config import ServerConfig
@@ -169,6 +171,23 @@ class Service:
             return await asyncio.wait_for(asyncio.wrap_future(self.dispatcher.artifact(task)), ARTIFACT_S)
         except TimeoutError:
             raise Problem(503, "busy", "this result was not made in time; try again", retry_s=10) from None
+        except Problem:
+            await run_in_threadpool(self.job_row, row["id"])  # it may have failed because all was deleted meanwhile
+            raise
+
+    def file(self, path: str | Path, media_type: str, name: str | None = None) -> FileResponse:
+        """A file as an answer, with a name for those who keep it.
+
+        Raises:
+            Problem: it was deleted meanwhile.
+        """
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            raise not_found("file") from None
+        return FileResponse(
+            path, media_type=media_type, filename=name, stat_result=found, content_disposition_type="inline"
+        )
 
     async def settled(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...], wait_s: float) -> Row:
         """A document, as soon as its state is one of `ends`, or what it is after `wait_s`."""

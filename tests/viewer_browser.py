@@ -94,6 +94,14 @@ class Viewer:
         if self.layer(query)["marked"]:
             self.page.wait_for_selector(f"{self.card(query)}[data-drawn=true]")
 
+    def until(self, condition: str) -> None:
+        """Waits for a condition in JavaScript; the page's own policy forbids Playwright's way to wait for one."""
+        for _ in range(PATIENCE_MS // 50):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never came true: {condition}")
+
     def card(self, query: str) -> str:
         return f'.finding[data-query="{query}"]'
 

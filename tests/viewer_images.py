@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dicom_files import write_ct_series
+from dicom_results import FRAME_OF_REFERENCE
 
 SHAPE = (14, 96, 112)  # slices feet to head, rows front to back, columns from the patient's right to the left
 STEP_MM = (18.0, 3.0, 3.2)
@@ -66,9 +67,11 @@ def film_png() -> bytes:
 
 def series_zip(folder: Path) -> bytes:
     """The CT as a zip of DICOM slices, written below a folder."""
-    spacing = {"PixelSpacing": [STEP_MM[1], STEP_MM[2]], "SliceThickness": STEP_MM[0]}
+    tags = {
+        "PixelSpacing": [STEP_MM[1], STEP_MM[2]], "SliceThickness": STEP_MM[0], "FrameOfReferenceUID": FRAME_OF_REFERENCE,
+    }  # fmt: skip
     origin = tuple(-(n - 1) / 2 * step for n, step in zip(SHAPE[::-1], STEP_MM[::-1], strict=True))
-    paths = write_ct_series(folder, chest_hu(), step=(0.0, 0.0, STEP_MM[0]), origin=origin, **spacing)
+    paths = write_ct_series(folder, chest_hu(), step=(0.0, 0.0, STEP_MM[0]), origin=origin, **tags)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path in paths:

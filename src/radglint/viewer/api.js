@@ -138,7 +138,7 @@ export async function ask(studyId, queries, { signal, onChange = () => {}, thres
   const job = await until(read, (answer) => ENDED.has(answer.state), onChange, first);
   if (job.state === "done") return job;
   if (job.state === "cancelled") throw new Problem(0, "Cancelled", "The question was cancelled.");
-  throw new Problem(0, job.problem?.title ?? "No answer", job.problem?.detail ?? "The model could not answer.");
+  throw new Problem(0, "No answer", job.problem ?? "The model could not answer.");
 }
 
 /** Takes back a question that is no longer wanted. */

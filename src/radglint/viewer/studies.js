@@ -171,8 +171,7 @@ export class Studies {
 /** The study, or what went wrong with it thrown. */
 function usable(study) {
   if (study.state !== "failed") return study;
-  const { title, detail } = study.problem ?? {};
-  throw new api.Problem(0, title ?? "This study cannot be opened", detail ?? "The server could not read it.");
+  throw new api.Problem(0, "This study cannot be opened", study.problem ?? "The server could not read it.");
 }
 
 /** A file with its path in the name, so that slices of one name in two folders stay apart. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,9 +68,8 @@ def film_png() -> bytes:
 
 def series_zip(folder: Path) -> bytes:
     """The CT as a zip of DICOM slices, written below a folder."""
-    tags = {
-        "PixelSpacing": [STEP_MM[1], STEP_MM[2]], "SliceThickness": STEP_MM[0], "FrameOfReferenceUID": FRAME_OF_REFERENCE,
-    }  # fmt: skip
+    tags: dict[str, Any] = {"PixelSpacing": [STEP_MM[1], STEP_MM[2]], "SliceThickness": STEP_MM[0]}
+    tags["FrameOfReferenceUID"] = FRAME_OF_REFERENCE
     origin = tuple(-(n - 1) / 2 * step for n, step in zip(SHAPE[::-1], STEP_MM[::-1], strict=True))
     paths = write_ct_series(folder, chest_hu(), step=(0.0, 0.0, STEP_MM[0]), origin=origin, **tags)
     buffer = io.BytesIO()

@@ -4,8 +4,9 @@ Command: python benchmarks/bench_server.py [--clients N] [--seconds S] [--kill]
     (about two minutes on 2 cores with the defaults; `--kill` ends the server with SIGKILL in the middle and starts it
     again)
 Target: no answer of status 500 or above, no lost job, bounded memory. "Lost" is a job that was accepted and that, at
-the end, is not known any more; none may wait for ever either. Answers of 429 (queue or rate) are what a client has to expect and are
-counted. With `--latency` only the time of one question after another on an encoded radiograph and CT is measured.
+the end, is not known any more; none may wait for ever either. Answers of 429 (queue or rate) are what a client has to
+expect and are counted. With `--latency` only the time of one question after another on an encoded radiograph and CT is
+measured.
 """
 
 from __future__ import annotations

@@ -89,12 +89,20 @@ class Database:
             )
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _sqlite_settings)
-            _metadata.create_all(self._engine)
-            self._check_version()
+            self._prepare()
         except (SQLAlchemyError, NoSuchModuleError, ArgumentError, ImportError) as error:
             reason = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
             shown = url if url.startswith("sqlite") else url.partition("://")[0]  # never the password
             raise ConfigError(f"the data base ({shown}) cannot be used: {reason}; check --database") from error
+
+    def _prepare(self) -> None:
+        """Make the tables where there are none; after a failure no connection is left."""
+        try:
+            _metadata.create_all(self._engine)
+            self._check_version()
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def close(self) -> None:
         """Give all connections back."""

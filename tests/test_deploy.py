@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 import yaml
+
 from orthanc import free_port
+from radglint.batch_queries import read_queries
+from radglint.cli import build_parser
 from radglint.pacs.config import load_config
 from radglint.server.auth import hash_key, read_keys
 from radglint.server.routes_service import router
-
-from radglint.batch_queries import read_queries
-from radglint.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -23,7 +25,7 @@ MAX_NAME_CHARS = 80
 _CHUNK_BYTES = 2**20
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".bz2", ".xz")
 _ENCRYPTED = 0x1
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError, OSError, struct.error)
 
 
 def extract_zip(path: str | Path, into: str | Path) -> list[Path]:
@@ -86,6 +88,8 @@ def _checked_members(members: list[zipfile.ZipInfo], path: Path) -> list[zipfile
 
 def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
     name = member.filename.replace("\\", "/")
+    if not name:
+        raise ImageError(f"{path}: a member has no name; zip the files again")
     if name.startswith("/") or re.match(r"^[A-Za-z]:", name) or ".." in PurePosixPath(name).parts:
         raise ImageError(f"{path}: member {member.filename!r} points outside the archive; do not trust this zip")
     if stat.S_ISLNK(member.external_attr >> 16):

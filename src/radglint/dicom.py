@@ -21,10 +21,12 @@ Overlays are ignored: only the pixel data is read.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import UID
 
 from radglint.dicom_file import (
     SECONDARY_CAPTURE_UID,
@@ -39,6 +41,7 @@ from radglint.dicom_file import (
     stored_values,
     tag_name,
     text,
+    transfer_syntax,
 )
 from radglint.errors import ImageError
 from radglint.image import MedicalImage, SourceFrame
@@ -46,6 +49,7 @@ from radglint.image import MedicalImage, SourceFrame
 RADIOGRAPH_MODALITIES = ("CR", "DX", "RG", "SC", "OT")
 LATERAL_VIEWS = ("LL", "RL", "LLO", "RLO", "LATERAL", "LAT")
 CHEST_WORDS = ("CHEST", "THORAX", "THORACIC", "LUNG", "RIB", "STERNUM", "HEART", "BODY", "TORSO", "TRUNK")
+SPACING_LIMITS_MM = (0.001, 100.0)
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in the standard's YBR_FULL (C.7.6.3.1.2)
 SPACING_TAGS = {
     "PixelSpacing": "calibrated",
@@ -76,7 +80,7 @@ def read_dicom_radiograph(path: Path | str) -> MedicalImage:
         raise ImageError(
             f"{path}: the pixel data is {frame.shape[:2]}, the header says {(rows, columns)}; re-export it"
         )
-    notes, steps = _content_warnings(ds), [_origin_step(ds)]
+    notes, steps = _content_warnings(ds), [_origin_step(ds, path)]
     photometric = text(ds, "PhotometricInterpretation").upper()
     if photometric in ("MONOCHROME1", "MONOCHROME2"):
         array = _grey_to_display(frame, ds, path, steps, notes)
@@ -121,12 +125,12 @@ def _check_kind(ds: Dataset, path: Path) -> None:
         )
 
 
-def _origin_step(ds: Dataset) -> str:
+def _origin_step(ds: Dataset, path: Path) -> str:
     """Modality, intent and transfer syntax in words."""
     intent = text(ds, "PresentationIntentType").upper()
-    if not intent and "For Processing" in getattr(ds.get("SOPClassUID"), "name", ""):
+    if not intent and "For Processing" in UID(text(ds, "SOPClassUID")).name:
         intent = "FOR PROCESSING"
-    return f"dicom {text(ds, 'Modality')}{', ' + intent if intent else ''}, {ds.file_meta.TransferSyntaxUID.name}"
+    return f"dicom {text(ds, 'Modality')}{', ' + intent if intent else ''}, {transfer_syntax(ds, path).name}"
 
 
 def _grey_to_display(frame: np.ndarray, ds: Dataset, path: Path, steps: list[str], notes: list[str]) -> np.ndarray:
@@ -150,7 +154,7 @@ def _grey_to_display(frame: np.ndarray, ds: Dataset, path: Path, steps: list[str
 
 def _modality(stored: np.ndarray, ds: Dataset, path: Path, steps: list[str]) -> np.ndarray:
     """Modality LUT Sequence, else rescale, else identity (C.11.1)."""
-    luts = items(ds, "ModalityLUTSequence")
+    luts = items(ds, "ModalityLUTSequence", path)
     if luts:
         steps.append("modality: LUT sequence")
         return _apply_lut(stored, luts[0], ds, path)[0]
@@ -171,7 +175,7 @@ def _voi(
 ) -> np.ndarray:
     """VOI LUT Sequence, else the first window, else the full range (C.11.2); [0, 1]."""
     steps, notes = log
-    luts = items(ds, "VOILUTSequence")
+    luts = items(ds, "VOILUTSequence", path)
     seen = values if padding is None else values[~padding]
     if luts:
         steps.append("voi: LUT sequence" + (f", first of {len(luts)}" if len(luts) > 1 else ""))
@@ -216,15 +220,15 @@ def _window(values: np.ndarray, ds: Dataset, path: Path, steps: list[str], notes
 
 def _apply_lut(values: np.ndarray, item: Dataset, ds: Dataset, path: Path) -> tuple[np.ndarray, float]:
     """Look values up in one LUT item (C.11.1.1, C.11.2.1.1); also the top of its output range, 2**bits - 1."""
-    descriptor, data = numbers(item, "LUTDescriptor", path, 3), item.get("LUTData")
+    descriptor, data = numbers(item, "LUTDescriptor", path, 3), _lut_data(item, path)
     if descriptor is None or data is None:
         raise ImageError(f"{path}: a LUT item lacks {tag_name('LUTDescriptor')} or {tag_name('LUTData')}; re-export it")
     count, first, bits = (int(v) for v in descriptor)
     count = (count & 0xFFFF) or 2**16
     if isinstance(data, bytes):
-        order = "<" if ds.file_meta.TransferSyntaxUID.is_little_endian else ">"
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else f"{order}u2")
-    table = np.atleast_1d(np.asarray(data)).astype(np.int64) & 0xFFFF
+        order = "<" if transfer_syntax(ds, path).is_little_endian else ">"
+        data = np.frombuffer(data[: len(data) // 2 * 2], np.uint8 if len(data) < 2 * count else f"{order}u2")
+    table = np.atleast_1d(np.asarray(data, dtype=np.float64)).astype(np.int64) & 0xFFFF
     if table.size < count or not 1 <= bits <= 16:
         raise ImageError(
             f"{path}: {tag_name('LUTData')} has {table.size} entries of {bits} bits, {tag_name('LUTDescriptor')} "
@@ -232,6 +236,16 @@ def _apply_lut(values: np.ndarray, item: Dataset, ds: Dataset, path: Path) -> tu
         )
     index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
     return table[index].astype(np.float64), float(2**bits - 1)
+
+
+def _lut_data(item: Dataset, path: Path) -> Any:
+    """LUTData as bytes or numbers, None if it is absent."""
+    try:
+        with quiet_pydicom():
+            data = item.get("LUTData")
+    except Exception as exc:
+        raise ImageError(f"{path}: tag {tag_name('LUTData')} is damaged; re-export the file") from exc
+    return data if isinstance(data, bytes) or data is None else numbers(item, "LUTData", path)
 
 
 def _polarity(display: np.ndarray, ds: Dataset, steps: list[str], notes: list[str]) -> np.ndarray:
@@ -275,7 +289,7 @@ def _palette(frame: np.ndarray, ds: Dataset, path: Path) -> tuple[np.ndarray, fl
     try:
         with quiet_pydicom():
             colour = apply_color_lut(frame, ds)
-    except (ValueError, AttributeError, LookupError, TypeError) as exc:
+    except Exception as exc:
         raise ImageError(f"{path}: the colour palette is missing or damaged ({exc}); re-export the file") from exc
     return colour, float(np.iinfo(colour.dtype).max)
 
@@ -286,8 +300,9 @@ def _spacing(ds: Dataset, path: Path, steps: list[str], notes: list[str]) -> tup
         spacing = numbers(ds, keyword, path)
         if spacing is None:
             continue
-        if spacing.size != 2 or (spacing <= 0).any():
-            notes.append(f"{tag_name(keyword)} is not two positive numbers and was not used")
+        low, high = SPACING_LIMITS_MM
+        if spacing.size != 2 or spacing.min() < low or spacing.max() > high:
+            notes.append(f"{tag_name(keyword)} is not two numbers from {low:g} to {high:g} mm and was not used")
             continue
         kind = text(ds, "PixelSpacingCalibrationType") if keyword == "PixelSpacing" else ""
         steps.append(f"spacing: {keyword} ({kind.lower() or meaning})")

@@ -22,6 +22,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, RLELossless
 
+from radglint.dicom_stream import BoundedReader, check_deflated
 from radglint.errors import ImageError
 from radglint.jpeg_header import check_jpeg
 
@@ -70,7 +71,9 @@ def open_dicom(path: Path, *, stop_before_pixels: bool = False, tags: list[str] 
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            ds = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels, specific_tags=tags)
+            check_deflated(path)
+            with BoundedReader(path) as file:
+                ds = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, specific_tags=tags)
     except InvalidDicomError as exc:
         raise ImageError(f"{path}: not a DICOM file; {exc}") from exc
     except Exception as exc:
@@ -119,19 +122,45 @@ def text(ds: Dataset, keyword: str) -> str:
     try:
         with quiet_pydicom():
             value = ds.get(keyword)
-    except (ValueError, TypeError, LookupError):
+            if value is None:
+                return ""
+            is_list = isinstance(value, list | tuple) and not isinstance(value, str)
+            parts = list(value) if is_list else _as_list(value)
+            return " ".join("\\".join(str(part) for part in parts).split())
+    except Exception:  # whatever pydicom makes of a value that does not fit its VR
         return ""
-    if value is None:
-        return ""
-    parts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else _as_list(value)
-    return " ".join("\\".join(str(part) for part in parts).split())
 
 
-def items(ds: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence tag, an empty list if it is absent."""
-    with quiet_pydicom():
-        value = ds.get(keyword)
+def items(ds: Dataset, keyword: str, path: Path | str = "DICOM data set") -> list[Dataset]:
+    """The items of a sequence tag, an empty list if it is absent.
+
+    Raises:
+        ImageError: it is no sequence, or damaged, or nested too deeply.
+    """
+    try:
+        with quiet_pydicom():
+            value = ds.get(keyword)
+    except Exception as exc:
+        raise ImageError(f"{path}: tag {tag_name(keyword)} is damaged ({_one_line(exc)}); re-export the file") from exc
     return list(value) if isinstance(value, pydicom.Sequence) else []
+
+
+def transfer_syntax(ds: Dataset, path: Path | str) -> UID:
+    """How the pixel data is encoded.
+
+    Raises:
+        ImageError: TransferSyntaxUID is missing, damaged, or names something else.
+    """
+    value = text(getattr(ds, "file_meta", None) or Dataset(), "TransferSyntaxUID")
+    if not value:
+        raise ImageError(f"{path}: tag {tag_name('TransferSyntaxUID')} is missing; re-export the file")
+    with quiet_pydicom():
+        syntax = UID(value)
+    if not syntax.is_private and not syntax.is_transfer_syntax:
+        raise ImageError(
+            f"{path}: {value[:64]!r} in {tag_name('TransferSyntaxUID')} is no transfer syntax; re-export the file"
+        )
+    return syntax
 
 
 def frame_shape(ds: Dataset, path: Path | str) -> tuple[int, int]:
@@ -170,14 +199,16 @@ def decode_frame(ds: Dataset, path: Path | str, index: int | None = None) -> np.
         other = next((k for k in ("FloatPixelData", "DoubleFloatPixelData") if k in ds), None)
         found = f"only {tag_name(other)}, which is no radiograph or CT" if other else "the file is cut off or no image"
         raise ImageError(f"{path}: tag {tag_name('PixelData')} is missing: {found}")
-    first: Exception | None = None
+    first: BaseException | None = None
     for plugin in _decoder_plugins(ds, path):
         try:
             if plugin == "gdcm":
                 _check_before_gdcm(ds, path, index)
             with quiet_pydicom():  # stored_values takes care of unused bits
                 return pixel_array(ds, index=index, decoding_plugin=plugin, correct_unused_bits=False)
-        except Exception as exc:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
+                raise  # a panic in a decoder written in Rust is no Exception
             first = first or exc
     raise ImageError(
         f"{path}: the pixel data cannot be decoded ({_one_line(first)}); it is truncated or damaged, copy it again"
@@ -223,17 +254,17 @@ def padding_mask(stored: np.ndarray, frame: np.ndarray, ds: Dataset, path: Path 
     value, limit = number(ds, "PixelPaddingValue", path), number(ds, "PixelPaddingRangeLimit", path)
     if value is None:
         return None
-    ends = sorted(_with_sign(v, ds) for v in (value, value if limit is None else limit))
+    ends = sorted(_with_sign(v, ds, path) for v in (value, value if limit is None else limit))
     if ends[0] == ends[1]:
         mask = stored == ends[0]
         return mask if stored is frame else mask | (frame == ends[0])
     return (stored >= ends[0]) & (stored <= ends[1])
 
 
-def _with_sign(value: float, ds: Dataset) -> float:
+def _with_sign(value: float, ds: Dataset, path: Path | str) -> float:
     """Padding written as US in a file of signed pixels, e.g. 63536 for -2000."""
-    allocated = int(ds.get("BitsAllocated", 16))
-    if int(ds.get("PixelRepresentation", 0)) == 1 and value >= 1 << allocated - 1:
+    allocated = int(number(ds, "BitsAllocated", path) or 16)
+    if number(ds, "PixelRepresentation", path) == 1 and value >= 1 << allocated - 1:
         return value - (1 << allocated)
     return value
 
@@ -253,7 +284,7 @@ def _bits(ds: Dataset, path: Path | str) -> tuple[int, int, int, bool]:
             "other (expected BitsStored - 1 <= HighBit < BitsAllocated); re-export the file"
         )
     # A codec other than RLE puts the value in the low bits, whatever HighBit says.
-    syntax = ds.file_meta.TransferSyntaxUID
+    syntax = transfer_syntax(ds, path)
     in_place = not syntax.is_encapsulated or syntax == RLELossless
     shift = int(high) + 1 - int(stored) if in_place else 0
     return int(allocated), int(stored), shift, number(ds, "PixelRepresentation", path) == 1
@@ -264,19 +295,19 @@ def _decoder_plugins(ds: Dataset, path: Path | str) -> list[str]:
 
     gdcm is not asked for JPEG 2000: on damaged data it ends the whole process, and two others decode it.
     """
-    syntax = getattr(ds, "file_meta", Dataset()).get("TransferSyntaxUID")
-    if not syntax:
-        raise ImageError(f"{path}: tag {tag_name('TransferSyntaxUID')} is missing; re-export the file")
-    if not UID(syntax).is_encapsulated:
+    syntax = transfer_syntax(ds, path)
+    if syntax.is_private:
+        raise ImageError(f"{path}: no decoder for the private transfer syntax {syntax}; export the file uncompressed")
+    if not syntax.is_encapsulated:
         return [""]
     try:
-        available = get_decoder(UID(syntax)).available_plugins
+        available = get_decoder(syntax).available_plugins
     except NotImplementedError:
         available = ()
     is_jpeg_2000 = syntax in (JPEG2000Lossless, JPEG2000)
     plugins = [p for p in PLUGINS if p in available and not (p == "gdcm" and is_jpeg_2000)]
     if not plugins:
-        raise ImageError(f"{path}: no decoder for transfer syntax {UID(syntax).name} ({syntax}); try {INSTALL_HINT}")
+        raise ImageError(f"{path}: no decoder for transfer syntax {syntax.name} ({syntax}); try {INSTALL_HINT}")
     return plugins
 
 

@@ -1,5 +1,9 @@
 """Errors of radglint. Every message names the file, tag or key, what was expected, what came, and what to do."""
 
+from __future__ import annotations
+
+import reprlib
+
 
 class RadglintError(Exception):
     """Base of every error that radglint raises on purpose."""
@@ -47,3 +51,9 @@ class PacsError(InputError):
 
 class PacsUnreachableError(PacsError):
     """A PACS does not answer, or says that it cannot just now; the same call may work later."""
+
+
+def shown(value: object, most: int = 100) -> str:
+    """A value as a message shows it: cut, and never without end, however deeply it is nested."""
+    text = reprlib.Repr(maxlevel=4, maxstring=most, maxother=most).repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

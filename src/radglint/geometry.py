@@ -16,8 +16,33 @@ from radglint.errors import GeometryError
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Flips x and y: DICOM and ITK point to the left and to the back, NIfTI to the right and to the front."""
 
+SPACING_LIMITS_MM = (0.01, 200.0)
+"""Of a CT's voxels; far outside what a scanner makes, so that only nonsense is refused."""
+MAX_ORIGIN_MM = 1e5
+
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
 _MIN_VOLUME = 1e-3
+
+
+def check_plausible(spacing_mm: np.ndarray, origin_mm: np.ndarray, name: str) -> None:
+    """Refuse voxels that no scanner makes, before anything is resampled to or from them.
+
+    Args:
+        spacing_mm: of some or all axes.
+        origin_mm: where the first voxel, or a slice, lies.
+        name: what to call it in the message, for example the file.
+
+    Raises:
+        GeometryError: a spacing outside `SPACING_LIMITS_MM`, or an origin further away than `MAX_ORIGIN_MM`.
+    """
+    low, high = SPACING_LIMITS_MM
+    if np.min(spacing_mm) < low or np.max(spacing_mm) > high or np.abs(origin_mm).max() > MAX_ORIGIN_MM:
+        words = " x ".join(f"{s:.4g}" for s in spacing_mm)
+        place = ", ".join(f"{x:.4g}" for x in origin_mm)
+        raise GeometryError(
+            f"{name}: voxels of {words} mm at ({place}) mm cannot be a chest; expected {low:g} to {high:g} mm and a "
+            f"place within {MAX_ORIGIN_MM:g} mm; check the units"
+        )
 
 
 def as_affine(affine: np.ndarray, name: str = "affine") -> np.ndarray:

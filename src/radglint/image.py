@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from radglint.errors import GeometryError, ImageError
+from radglint.geometry import check_plausible
 
 Modality = Literal["CXR", "CT"]
 ValueUnit = Literal["HU", "display"]
@@ -100,6 +101,7 @@ class MedicalImage:
         scale = np.linalg.norm(columns, axis=0)
         if (scale <= 0).any() or abs(np.linalg.det(columns / scale)) < 1e-3:
             raise GeometryError(f"{self.path}: the affine is singular (two axes coincide or one has no length)")
+        check_plausible(scale, affine[:3, 3], self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -189,10 +189,11 @@ def _read_parquet(path: Path, content: bytes) -> tuple[list[str], Iterator[list[
 
     try:
         table = parquet.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        table.validate(full=True)
+        columns = [column.to_pylist() for column in table.columns]
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"{path}: not a parquet file, or cut off ({reason}); write or copy it again") from error
-    columns = [column.to_pylist() for column in table.columns]
     return list(table.column_names), (list(row) for row in zip(*columns, strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from radglint.errors import GeometryError, ImageError
-from radglint.geometry import as_affine, shear_deg, spacing_from_affine
+from radglint.geometry import as_affine, check_plausible, shear_deg, spacing_from_affine
 from radglint.hounsfield import check_hu, clamp_padding
 from radglint.image import MedicalImage
 from radglint.signatures import is_nifti_pair, nifti_version
@@ -32,7 +34,11 @@ _DRAIN_CHUNKS = 16
 _CLASSES = {1: nib.Nifti1Image, 2: nib.Nifti2Image}
 _NOTED_SHEAR_DEG = 0.1
 _SPACING_MM = (0.1, 20.0)
-_BROKEN = (EOFError, OSError, zlib.error, ValueError, HeaderDataError, ImageFileError, OverflowError, MemoryError)
+_UNITS = {1: "meter", 3: "micron"}  # NIFTI_UNITS_METER and _MICRON; 2 is mm
+_BROKEN = (
+    EOFError, OSError, zlib.error, ValueError, HeaderDataError, ImageFileError, OverflowError, MemoryError,
+    WrapStructError, LookupError, ArithmeticError, struct.error,
+)  # fmt: skip
 
 
 def read_nifti(path: str | Path) -> MedicalImage:
@@ -163,6 +169,7 @@ def _affine(header: Any, path: Path, notes: list[str]) -> np.ndarray:
     if not s_code and not q_code:
         notes.append("qform_code and sform_code are 0: left, right, front and back are unknown and were assumed")
     matrix = as_affine(chosen, str(path))
+    check_plausible(spacing_from_affine(matrix), matrix[:3, 3], str(path))
     _check_spacing(matrix, header, path, notes)
     return matrix
 
@@ -179,7 +186,7 @@ def _compare_forms(sform: np.ndarray, qform: np.ndarray | None, shape: Any, note
 def _check_spacing(matrix: np.ndarray, header: Any, path: Path, notes: list[str]) -> None:
     spacing = spacing_from_affine(matrix)
     words = " x ".join(f"{s:.4g}" for s in spacing)
-    unit = header.get_xyzt_units()[0] if int(header["xyzt_units"]) & 7 in (0, 1, 2, 3) else "unknown"
+    unit = _UNITS.get(int(header["xyzt_units"]) & 7, "unknown")
     odd = min(spacing) < _SPACING_MM[0] or max(spacing) > _SPACING_MM[1]
     if odd and unit in ("meter", "micron"):
         raise GeometryError(f"{path}: spacing {words} {unit}, expected mm; save the image in mm")

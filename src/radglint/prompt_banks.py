@@ -373,3 +373,7 @@ def _from_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: not JSON that can be read ({error}); write the prompt bank again") from error

@@ -16,6 +16,8 @@ from radglint.errors import QueryError
 Assertion = Literal["present", "absent", "uncertain"]
 
 MAX_QUERY_CHARACTERS = 2000
+MAX_PASSES = 12
+"""Of the rules over one query. Real ones need up to four; without a bound a hostile one goes on for seconds."""
 
 _FLAGS = re.IGNORECASE
 _SEEN = (
@@ -45,7 +47,7 @@ _OPENER = re.compile(
     _FLAGS,
 )
 _TAIL = re.compile(
-    rf"[\s,:-]+(?:(?:{_BE}\s+)*(?:{_BE}|{_SEEN})|of|for|and|or|but|with|the|a|an|not)$|[\s,;:.!=-]+$", _FLAGS
+    rf"[\s,:-]++(?:(?:{_BE}\s+){{0,6}}(?:{_BE}|{_SEEN})|of|for|and|or|but|with|the|a|an|not)$|[\s,;:.!=-]+$", _FLAGS
 )
 _ARTICLE = re.compile(r"\b(?i:the|an)\s+|(?<=\b(?:in|of|at|on|by))\s+a(?=\s+\w)|(?<=\b(?:with|near|from))\s+a(?=\s+\w)")
 _CONTRACTION = (
@@ -59,17 +61,19 @@ _CONTRACTION = (
 # 1. Two negations, or an excluded exclusion. These outrank everything below.
 _NOT_EXCLUDED = re.compile(
     rf"\b(?:cannot|could not|not|does not|do not|unable to|difficult to|hard to|not possible to)\s+"
-    rf"(?:(?:entirely|completely|fully|definitely|definitively|be|been|to)\s+)*"
+    rf"(?:(?:entirely|completely|fully|definitely|definitively|be|been|to)\s+){{0,6}}"
     rf"(?:excluded?|rul(?:e|ed)[\s-]+out|r/o)\b|\bnot\s+(?:certain|sure|clear|necessarily)\b(?:\s+(?:if|whether))?"
     rf"|\bnot\s+(?:well|clearly|fully|definitely)\s+{_SEEN}",
     _FLAGS,
 )
 _STILL_THERE = re.compile(
-    rf"\b(?:no|without)\s+(?:{_SIZE}\s+)*(?:(?:interval)\s+)*(?:change|increase|decrease|difference|growth|improvement"
+    rf"\b(?:no|without)\s+(?:{_SIZE}\s+){{0,6}}(?:interval\s+){{0,6}}(?:change|increase|decrease|difference"
+    rf"|growth|improvement"
     rf"|worsening|progression|resolution|clearing|absence|lack)(?:\s+(?:in|of)(?:\s+(?:size|extent|appearance)\s+of)?)?\b"
-    rf"|\bnot?\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+)*(?:resolved|cleared|disappeared|gone|absent"
+    rf"|\bnot?\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+){{0,6}}(?:resolved|cleared|disappeared|gone|absent"
     rf"|without|free\s+of|negative\s+for|missing|only|just|merely)\b"
-    rf"|\bnot\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+)*(?:changed|improved|worsened|increased|decreased)\b"
+    rf"|\bnot\s+(?:(?:yet|fully|completely|entirely|{_SIZE})\s+){{0,6}}(?:changed|improved|worsened|increased"
+    rf"|decreased)\b"
     rf"|\b(?:partial(?:ly)?|near(?:ly)?|incomplete(?:ly)?|almost|mostly)\s+(?:resolved|cleared|resolution\s+of)\b"
     rf"|\bno\s+doubt\b|\bwith\s+or\s+without\b.*|\b(?:without|no)\s+(?:iv\s+|intravenous\s+)?contrast\b",
     _FLAGS,
@@ -78,8 +82,9 @@ _NOT_NORMAL = re.compile(r"\b(?:not|no longer)\s+(?:entirely\s+)?(?:normal|unrem
 
 # 2. Absence said after the finding: "effusion is not seen", "effusion has resolved", "pneumothorax: none".
 _ABSENT_AFTER = re.compile(
-    rf"^(?P<head>.+?)[\s,:=-]+(?:(?:{_BE}|now|since|completely|fully|entirely)\s+)*"
-    rf"(?:(?:not|no longer|cannot be|could not be|never)\s+(?:(?:{_BE}|any|longer|currently|definitely)\s+)*{_SEEN}"
+    rf"^(?P<head>.+?)[\s,:=-]++(?:(?:{_BE}|now|since|completely|fully|entirely)\s+){{0,6}}"
+    rf"(?:(?:not|no longer|cannot be|could not be|never)\s+(?:(?:{_BE}|any|longer|currently|definitely)\s+){{0,6}}"
+    rf"{_SEEN}"
     rf"|absent|resolved|cleared|disappeared|gone|removed|ruled[\s-]+out|excluded|none|negative|no|nil"
     rf"|not\s+there)(?:\s+(?:anymore|any more|any longer|now|today|completely|fully|entirely))*$",
     _FLAGS,
@@ -124,7 +129,8 @@ _QUESTION = re.compile(
 )
 # 5. A second statement, or a negated modifier, after a finding: only what stands before it is asked.
 _SECOND = re.compile(
-    rf"(?:\s*[,;.]\s*|\s+)(?:(?:and|but|although|though|however)\s+)?(?:{_BE}\s+)*(?:no(?!\.\s*\d)(?!-)|not|without"
+    rf"(?:\s*[,;.]\s*|\s+)(?:(?:and|but|although|though|however)\s+)?(?:{_BE}\s+){{0,6}}(?:no(?!\.\s*\d)(?!-)|not"
+    rf"|without"
     r"|with\s+no|negative\s+for|free\s+of|nor|absence\s+of|lacking|absent|neither|nothing|never|cannot)(?=\s|$).*$",
     _FLAGS,
 )
@@ -166,11 +172,13 @@ def parse_query(text: str) -> Query:
     """
     clean = _clean(text)
     phrase, assertion, note = _reduce(clean)
-    for _ in range(len(clean)):
+    for _ in range(MAX_PASSES):
         again, _, _ = _reduce(phrase)
         if again == phrase:
             break
         phrase = again
+    else:
+        raise _too_nested(clean)
     if not any(c.isalpha() for c in phrase):
         raise QueryError(f"query {_shorten(clean)!r} names no finding; write what to look for, e.g. 'pleural effusion'")
     return Query(clean, phrase, assertion, note)
@@ -191,6 +199,12 @@ def _clean(text: object) -> str:
     if not any(c.isalpha() for c in plain):
         raise QueryError(f"query {_shorten(plain)!r} holds no letter; write the finding in words")
     return plain
+
+
+def _too_nested(text: str) -> QueryError:
+    return QueryError(
+        f"query {_shorten(text)!r} says and unsays its finding more than {MAX_PASSES} times; ask one finding per query"
+    )
 
 
 def _shorten(text: str) -> str:
@@ -232,21 +246,25 @@ def _expand(text: str) -> str:
 
 def _open(text: str) -> str:
     """Without openers, articles and double spaces, to a fixed point."""
-    previous = None
-    while text != previous:
+    previous, start = None, text
+    for _ in range(MAX_PASSES):
+        if text == previous:
+            return unicodedata.normalize("NFC", text)
         previous = text
         text = " ".join(_ARTICLE.sub(" ", text).split()).strip(" ,;:.!=-\u2013\u2014")
         text = _OPENER.sub("", text, count=1) or text
-    return unicodedata.normalize("NFC", text)
+    raise _too_nested(start)
 
 
 def _strip(text: str) -> str:
     """As `_open`, and without closing words that a cut left behind ("effusion is")."""
-    previous = None
-    while text != previous:
+    previous, start = None, text
+    for _ in range(MAX_PASSES):
+        if text == previous:
+            return text
         previous = text
         text = _open(_TAIL.sub("", text))
-    return text
+    raise _too_nested(start)
 
 
 def _absent_after(body: str) -> tuple[str, Assertion, str] | None:

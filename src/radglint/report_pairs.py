@@ -165,7 +165,7 @@ def _sample(path: Path, key: str, parts: dict[str, TarMember], modality: str) ->
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON ({error}); expected one object a line") from error
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {type(row).__name__}")

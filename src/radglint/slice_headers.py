@@ -20,6 +20,7 @@ from radglint.dicom_file import (
     text,
 )
 from radglint.errors import GeometryError, ImageError
+from radglint.geometry import check_plausible
 
 HEADER_TAGS = [
     "SOPClassUID",
@@ -132,6 +133,8 @@ class SliceHeader:
             raise GeometryError(
                 f"{where}: tag {tag_name('PixelSpacing')} must be positive, got {self.spacing_mm.tolist()}"
             )
+        if self.spacing_mm is not None and self.position_mm is not None:
+            check_plausible(self.spacing_mm, self.position_mm, str(where))
         for keyword, value in {"RescaleSlope": self.slope, "RescaleIntercept": self.intercept}.items():
             if value is None:
                 raise ImageError(f"{where}: tag {tag_name(keyword)} is missing, so the values cannot be turned into HU")
@@ -168,10 +171,8 @@ def read_slice_headers(paths: list[Path]) -> tuple[list[SliceHeader], int]:
 def _headers_of_file(path: Path) -> list[SliceHeader]:
     """Headers of one file; an empty list if it holds no image (structure set, report, directory)."""
     ds = open_dicom(path, stop_before_pixels=True, tags=HEADER_TAGS)
-    if (
-        text(ds, "SOPClassUID") == DICOMDIR_UID
-        or getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID") == DICOMDIR_UID
-    ):
+    meta = getattr(ds, "file_meta", None) or Dataset()
+    if DICOMDIR_UID in (text(ds, "SOPClassUID"), text(meta, "MediaStorageSOPClassUID")):
         return []
     for keyword in ("Modality", "SeriesInstanceUID"):
         if not text(ds, keyword):
@@ -181,7 +182,7 @@ def _headers_of_file(path: Path) -> list[SliceHeader]:
     if text(ds, "SOPClassUID").startswith(SECONDARY_CAPTURE_UID) and "ImagePositionPatient" not in ds:
         return []  # a screenshot or dose page
     frames = number(ds, "NumberOfFrames", path) or 1
-    if frames == 1 and not items(ds, "PerFrameFunctionalGroupsSequence"):
+    if frames == 1 and not items(ds, "PerFrameFunctionalGroupsSequence", path):
         return [_header(ds, [ds], path, None)]
     if text(ds, "Modality").upper() != "CT":
         return [_header(ds, [ds], path, None)]  # one is enough to say what the file is
@@ -190,20 +191,20 @@ def _headers_of_file(path: Path) -> list[SliceHeader]:
 
 def _frame_headers(ds: Dataset, path: Path, frames: int) -> list[SliceHeader]:
     """One header for each frame of an enhanced CT (functional groups, PS3.3 section C.7.6.16)."""
-    per_frame = items(ds, "PerFrameFunctionalGroupsSequence")
+    per_frame = items(ds, "PerFrameFunctionalGroupsSequence", path)
     if len(per_frame) != frames:
         raise ImageError(
             f"{path}: {frames} frames but {len(per_frame)} items in {tag_name('PerFrameFunctionalGroupsSequence')}, so "
             "the frames have no place in space; export as enhanced CT or one file a slice"
         )
-    shared = items(ds, "SharedFunctionalGroupsSequence")[:1]
+    shared = items(ds, "SharedFunctionalGroupsSequence", path)[:1]
     return [
-        _header(ds, [*_macros(group), *[m for s in shared for m in _macros(s)], ds], path, i)
+        _header(ds, [*_macros(group, path), *[m for s in shared for m in _macros(s, path)], ds], path, i)
         for i, group in enumerate(per_frame)
     ]
 
 
-def _macros(group: Dataset) -> list[Dataset]:
+def _macros(group: Dataset, path: Path) -> list[Dataset]:
     """The macro items of one functional group that hold the tags of a slice."""
     names = (
         "PlanePositionSequence",
@@ -214,7 +215,7 @@ def _macros(group: Dataset) -> list[Dataset]:
         "FrameContentSequence",
         "FrameAnatomySequence",
     )
-    return [item for name in names for item in items(group, name)[:1]]
+    return [item for name in names for item in items(group, name, path)[:1]]
 
 
 def _header(ds: Dataset, sources: list[Dataset], path: Path, frame: int | None) -> SliceHeader:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from pydantic import model_validator as checked
 
-from radglint.errors import ConfigError
+from radglint.errors import ConfigError, shown
 from radglint.model import BranchConfig
 from radglint.precision import Precision
 from radglint.regularizer import Anchor
@@ -184,7 +184,7 @@ def load_config(path: str | Path) -> TrainConfig:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
         raise ConfigError(f"{path}: not a TOML file ({error}); see recipes/cxr_nano.toml") from error
     return parse_config(document, str(path))
 
@@ -213,5 +213,5 @@ def _problem(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: is missing"
     message = error["msg"].removeprefix("Value error, ")
-    came = "" if isinstance(error["input"], dict | BaseModel) else f", got {error['input']!r}"
+    came = "" if isinstance(error["input"], dict | BaseModel) else f", got {shown(error['input'])}"
     return f"{key}: {message}{came}" if key else message

@@ -153,7 +153,7 @@ def read_json(path: Path, kind: type) -> Any:
     try:
         with _open_text(path) as file:
             document = json.load(file)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
     if not isinstance(document, kind):
         raise InputError(f"{path}: expected a JSON {kind.__name__}, got a {type(document).__name__}")
@@ -172,7 +172,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(entry, dict):
                 raise InputError(f"{path}, line {number}: expected a JSON object, got {type(entry).__name__}")

@@ -74,7 +74,7 @@ def read_answers(path: str | os.PathLike[str]) -> list[Line]:
 def _line(text: str, where: str) -> Line:
     try:
         line = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({error}); was the run stopped? Let `radglint evaluate` finish") from error
     for key in ("id", "patient") + (() if isinstance(line, dict) and "error" in line else ("answers",)):
         if not isinstance(line, dict) or key not in line:

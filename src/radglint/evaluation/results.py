@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from pydantic import model_validator as checked
 
-from radglint.errors import InputError
+from radglint.errors import InputError, shown
 from radglint.writing import write_json
 
 KIND = "radglint evaluation"
@@ -342,7 +342,7 @@ def read_results(path: str | os.PathLike[str]) -> Results:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a file of `radglint evaluate`") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not whole JSON ({error}); was it cut short? Evaluate again") from error
     _check_form(path, document)
     try:
@@ -374,7 +374,7 @@ def _problem(error: Any) -> str:
         return f"{key}: unknown key"
     if error["type"] == "missing":
         return f"{key}: is missing"
-    came = "" if isinstance(error["input"], dict | list) else f", got {error['input']!r}"
+    came = "" if isinstance(error["input"], dict | list) else f", got {shown(error['input'])}"
     return f"{key}: {error['msg'].removeprefix('Value error, ')}{came}"
 
 

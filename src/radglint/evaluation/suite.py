@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from radglint.errors import ConfigError, InputError
+from radglint.errors import ConfigError, InputError, shown
 from radglint.evaluation import classify, locate, retrieve, trust
 from radglint.evaluation.answers import Asked, collect, run_key
 from radglint.evaluation.page import write_page
@@ -137,7 +137,7 @@ def load_suite(path: Path) -> SuiteConfig:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml"
         ) from error
@@ -153,7 +153,8 @@ def suite_config(values: dict[str, Any], where: str) -> SuiteConfig:
     try:
         config = SuiteConfig.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {shown(e['input'])}" for e in error.errors()]
+        problems = "; ".join(parts)
         raise ConfigError(f"{where}: {problems}") from error
     check_protocols(config.protocols)
     return config

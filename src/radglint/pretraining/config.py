@@ -139,7 +139,7 @@ def load_config(path: str | Path) -> PretrainConfig:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the name and the permission") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no TOML: {error}; see recipes/pretrain_cxr.toml for the form") from error
     try:
         return PretrainConfig.model_validate(values)

@@ -17,12 +17,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from radglint.errors import QueryError
-from radglint.query import MAX_QUERY_CHARACTERS, parse_query
+from radglint.query import parse_query
 from radglint.server import uploads
 from radglint.server.database import Row
 from radglint.server.folders import ID_PATTERN, new_id
 from radglint.server.problems import Problem, declared, not_found
-from radglint.server.schemas import MAX_QUERIES
+from radglint.server.schemas import MAX_QUERIES, MAX_QUERY_CHARACTERS
 from radglint.server.service import JOB_ENDS, STUDY_ENDS, Service, ServiceOf
 
 router = APIRouter(tags=["MONAI Label"])
@@ -206,14 +206,14 @@ def _queries(prompt: Any, known: list[str]) -> list[str]:
         items = known if items is None or items == [] else [items]
     wanted = [known[k - 1] if isinstance(k, int) and 0 < k <= len(known) else k for k in items]
     texts = [text.strip() for text in wanted if isinstance(text, str) and text.strip()] or known
+    if len(texts) > MAX_QUERIES or any(len(text) > MAX_QUERY_CHARACTERS for text in texts):
+        raise Problem(422, "bad-params", f"params: label_prompt holds more than {MAX_QUERIES} queries, or a long one")
     try:
         for text in texts:
             text.encode()
             parse_query(text)
     except (QueryError, UnicodeEncodeError) as error:
         raise Problem(422, "bad-params", "params: label_prompt holds a text that is no query") from error
-    if len(texts) > MAX_QUERIES or any(len(text) > MAX_QUERY_CHARACTERS for text in texts):
-        raise Problem(422, "bad-params", f"params: label_prompt holds more than {MAX_QUERIES} queries, or a long one")
     return texts
 
 

@@ -8,10 +8,12 @@ from fastapi import Path as PathParameter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from radglint.errors import QueryError
-from radglint.query import MAX_QUERY_CHARACTERS, parse_query
+from radglint.query import parse_query
 from radglint.server.folders import ID_PATTERN
 
 MAX_QUERIES = 32
+MAX_QUERY_CHARACTERS = 500
+"""A quarter of what the command line takes: rules over hostile words take time that grows with the square of this."""
 MAX_INDEX = MAX_QUERIES - 1
 UID_PATTERN = r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*$"
 StudyState = Literal["queued", "reading", "encoding", "ready", "failed"]

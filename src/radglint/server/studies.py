@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radglint import batch_memory
+from radglint.batch_cases import Case
 from radglint.errors import ImageError, InputError, RadglintError
 from radglint.reading import list_files, read_image
 from radglint.server import artifacts
@@ -120,6 +122,7 @@ class Studies:
         folder = self.root / study_id / "source"
         files = list_files(folder)
         where = files[0] if len(files) == 1 else folder
+        check_memory(where, name)
         try:
             image = read_image(where)
         except RadglintError as error:
@@ -208,6 +211,23 @@ def describe(image: MedicalImage) -> dict[str, Any]:
         "orientation": image.orientation, "value_unit": image.value_unit, "source_format": image.source_format,
         "is_dicom": bool(image.source_frames), "warnings": list(image.warnings),
     }  # fmt: skip
+
+
+def check_memory(where: Path, name: str) -> None:
+    """Refuse an image by its header that this machine could not hold: else the model process would die of it.
+
+    Args:
+        where: its file or folder.
+        name: in the message.
+
+    Raises:
+        ImageError: it would need too much.
+    """
+    needed, most = batch_memory.estimate_bytes(Case(id=name, path=str(where))), batch_memory.usable_bytes()
+    if needed > most:
+        raise ImageError(
+            f"{name}: needs about {needed / 1e9:.1f} GB of memory, this server may use {most / 1e9:.1f} GB; crop it"
+        )
 
 
 def public_message(message: str, where: Path, folder: Path, name: str) -> str:

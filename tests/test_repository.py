@@ -1,0 +1,106 @@
+"""What must not be in the repository: keys, passwords, paths of somebody's machine; and versions that nobody tested."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_TEXT_BYTES = 2_000_000
+SECRETS = {
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY",
+    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}",
+    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}",
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Google key": r"\bAIza[A-Za-z0-9_-]{35}",
+    "a PyPI token": r"\bpypi-[A-Za-z0-9_-]{40,}",
+    "an OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9_-]{30,}",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{20,}\.eyJ[A-Za-z0-9_-]{20,}\.",
+    "a password in an address": r"\b(?:https?|postgresql(?:\+\w+)?|ftp|amqp|redis)://[^\s:/@\"'<>{}$]+:(?!(?:PASSWORD|\.\.\.|password|secret|word)@)[^\s:/@\"'<>{}$]{6,}@",
+}
+PLACES = {
+    "a home folder": r"/(?:home|Users)/(?!you\b|user\b|me\b|radglint\b)[a-z][\w.-]+/",
+    "a folder of root": r"(?<![\w.])/root/",
+    "a folder of this workplace": r"(?<![\w./])/work/(?:main|shared|w|fresh)\b",
+}
+PATTERNS = {name: re.compile(pattern) for name, pattern in (SECRETS | PLACES).items()}
+OWN = ("tests/test_repository.py",)
+
+
+def tracked() -> list[Path]:
+    """Files under version control; all files of an export that has none."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return [p for p in ROOT.rglob("*") if p.is_file() and ".venv" not in p.parts and "__pycache__" not in p.parts]
+    return [ROOT / name for name in listed.decode().split("\0") if name]
+
+
+def found_in(text: str) -> list[str]:
+    return [name for name, pattern in PATTERNS.items() if pattern.search(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("-----BEGIN RSA " + "PRIVATE KEY-----", "a private key"),
+        ("token = 'ghp_" + "a1" * 20 + "'", "a GitHub token"),
+        ("postgresql://radglint:" + "hunter22" + "@db/x", "a password in an address"),
+        ("see /home/" + "alice/data/x", "a home folder"),
+        ("cd /work/" + "main", "a folder of this workplace"),
+    ],
+)
+def test_the_patterns_find_what_they_are_for(text, name):
+    assert found_in(text) == [name]
+
+
+def test_no_secrets_and_no_paths_of_a_machine():
+    problems = []
+    for path in tracked():
+        name = path.relative_to(ROOT).as_posix()
+        if name in OWN or not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+            continue
+        text = path.read_bytes().decode("utf-8", "replace")
+        problems += [f"{name}: {what}" for what in found_in(text)]
+    assert not problems, "\n".join(problems)
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {canonicalize_name(name): found for name, found in pairs}
+
+
+def needed(package: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> None:
+    """Every package that an installation of this one with these extras draws in."""
+    key = (canonicalize_name(package), extras)
+    if key in seen:
+        return
+    seen.add(key)
+    for text in requires(package) or ():
+        requirement = Requirement(text)
+        wanted = [requirement.marker is None or requirement.marker.evaluate({"extra": e}) for e in extras or {""}]
+        if any(wanted):
+            try:
+                version(requirement.name)
+            except PackageNotFoundError:
+                continue  # of another system, or of an extra that is not installed here
+            needed(requirement.name, frozenset(requirement.extras), seen)
+
+
+def test_constraints_pin_everything_that_setup_installs():
+    """`make setup` installs `.[dev]` under these constraints: nothing may come in a version that was not tested."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    needed("radglint", frozenset({"", "dev"}), seen)
+    names = {name for name, _ in seen} - {"radglint"}
+    free = sorted(name for name in names - set(pinned()) if not name.startswith(("nvidia-", "triton", "cuda-")))
+    assert not free, f"constraints.txt lacks {', '.join(free)}"
+    assert len(names) > 40

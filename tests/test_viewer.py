@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import zipfile
@@ -16,7 +17,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 import viewer_images
 from server_process import KEY, ServerProcess
-from viewer_browser import Viewer, launch
+from viewer_browser import Viewer, launch, pinch, saved, shrunk
 
 FOUND, ABSENT, NEGATED, ODD = "mass", "cardiomegaly", "no pneumothorax", "broken left tibia"
 FOUND_CT = "nodule"
@@ -122,16 +123,11 @@ def test_a_layer_lies_on_the_mask_and_follows_its_switches(film: Viewer, server:
     assert np.abs(film.picture() - shown)[100:700, :900].max() <= 2
 
 
-def shrunk(mask: np.ndarray) -> np.ndarray:
-    """Pixels whose neighbours up to three away are all in the mask."""
-    return np.logical_and.reduce([np.roll(mask, (a, b), (0, 1)) for a in range(-3, 4) for b in range(-3, 4)])
-
-
 def test_the_threshold_cuts_the_map_in_the_page(film: Viewer, server: ServerProcess) -> None:
     film.ask(FOUND)
     finding = film.layer(FOUND)["finding"]
     answer = server.client.get(finding["links"]["probability"])
-    values = np.asarray(nib.Nifti1Image.from_bytes(unzipped(answer.content)).dataobj)
+    values = np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(answer.content)).dataobj)
     asked: list[str] = []
     film.page.on("request", lambda request: asked.append(request.url))
     slider = film.page.locator(f"{film.card(FOUND)} input[aria-label^=Threshold]")
@@ -147,12 +143,6 @@ def test_the_threshold_cuts_the_map_in_the_page(film: Viewer, server: ServerProc
     film.page.click(f"{film.card(FOUND)} .sliders .link")
     assert film.text(f"{film.card(FOUND)} .size") == f"{finding['area_px']:,} px"
     assert asked == []
-
-
-def unzipped(content: bytes) -> bytes:
-    import gzip
-
-    return gzip.decompress(content)
 
 
 def test_what_is_not_found_gets_a_note_and_no_layer(film: Viewer) -> None:
@@ -253,11 +243,6 @@ def test_clicks_wheel_and_window_of_a_ct(chest: Viewer) -> None:
         assert np.abs(np.subtract(chest.point((30, 40, 4)), (row - 20, column + 30))).max() <= 2, view
 
 
-def saved(viewer: Viewer, name: str) -> bytes:
-    """A download of the dialog, by the server's name of it."""
-    return viewer.save(lambda: viewer.page.click(f"[data-save='{name}']"))
-
-
 def test_everything_can_be_saved(chest: Viewer, server: ServerProcess) -> None:
     chest.ask(FOUND_CT)
     chest.ask(NEGATED)
@@ -269,7 +254,7 @@ def test_everything_can_be_saved(chest: Viewer, server: ServerProcess) -> None:
     assert pydicom.dcmread(io.BytesIO(got["sr.dcm"])).Modality == "SR"
     names = zipfile.ZipFile(io.BytesIO(got["all.zip"])).namelist()
     assert any(name.endswith("findings.json") for name in names)
-    mask = np.asarray(nib.Nifti1Image.from_bytes(unzipped(got["mask_nifti"])).dataobj)
+    mask = np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(got["mask_nifti"])).dataobj)
     assert mask.sum() == chest.layer(FOUND_CT)["voxels"] > 0
     report = json.loads(saved(chest, "report.json"))
     assert [finding["query"] for finding in report["findings"]] == [FOUND_CT, NEGATED]
@@ -413,11 +398,3 @@ def test_nothing_is_cut_off_at_any_size(open_viewer: Open, size: str) -> None:
         assert viewer.text("#voxel").endswith("40, 30")
         pinch(viewer, column, row)
         assert viewer.page.evaluate("radglint.page.stage.nv.scene.pan2Dxyzmm[3]") == pytest.approx(2, abs=0.3)
-
-
-def pinch(viewer: Viewer, x: int, y: int) -> None:
-    """Two fingers that move apart to twice their distance."""
-    session = viewer.context.new_cdp_session(viewer.page)
-    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 80), ("touchEnd", None)):
-        points = [] if apart is None else [{"x": x - apart / 2, "y": y, "id": 1}, {"x": x + apart / 2, "y": y, "id": 2}]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})

@@ -137,3 +137,21 @@ class Viewer:
         """Ends the page; fails if anything complained."""
         self.context.close()
         assert not self.complaints, "\n".join(self.complaints)
+
+
+def saved(viewer: Viewer, name: str) -> bytes:
+    """A download of the dialog, by the server's name of it."""
+    return viewer.save(lambda: viewer.page.click(f"[data-save='{name}']"))
+
+
+def pinch(viewer: Viewer, x: int, y: int) -> None:
+    """Two fingers that move apart to twice their distance."""
+    session = viewer.context.new_cdp_session(viewer.page)
+    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 80), ("touchEnd", None)):
+        points = [] if apart is None else [{"x": x - apart / 2, "y": y, "id": 1}, {"x": x + apart / 2, "y": y, "id": 2}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+
+def shrunk(mask: np.ndarray) -> np.ndarray:
+    """Pixels whose neighbours up to three away are all in the mask."""
+    return np.logical_and.reduce([np.roll(mask, (a, b), (0, 1)) for a in range(-3, 4) for b in range(-3, 4)])

@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo programs test lint format bench clean distclean
+.PHONY: help setup demo programs viewer test lint format bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -30,7 +30,10 @@ demo: setup ## ask a real CT and a radiograph made from it; make demo IMAGE=file
 programs: ## find Debian's programs for the tests (Orthanc, dcmtk, Chromium ...); install what is missing
 	@sh scripts/system_packages.sh
 
-test: programs setup ## all tests, offline, with coverage of src (at least 90 %)
+viewer: setup ## NiiVue for the page of `radglint serve`, from npm, once
+	@$(BIN)/python scripts/vendor_niivue.py
+
+test: programs setup viewer ## all tests, offline, with coverage of src (at least 90 %)
 	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 lint: setup ## ruff, pyright, import-linter

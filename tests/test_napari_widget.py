@@ -252,6 +252,7 @@ def test_what_was_negated_or_is_out_of_scope_has_no_threshold_and_no_peak(viewer
         assert not widget.jump_button.isEnabled()
         assert not widget.masks[0].data.any()
     assert widget.table.item(0, 3).text() == "not a chest finding"
+    assert widget.remark.text() == "nodule: not asked; not a chest finding"
 
 
 def test_strokes_of_the_brush_are_saved_in_the_geometry_of_the_file(viewer: Any, widget: Any, tmp_path: Path) -> None:

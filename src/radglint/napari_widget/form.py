@@ -28,7 +28,8 @@ from qtpy.QtWidgets import (
 from radglint.finding import Finding
 from radglint.page_shell import DISCLAIMER
 
-COLUMNS = ("query", "probability", "decision", "note")
+COLUMNS = ("query", "prob.", "decision", "note")
+WIDTHS_PX = (100, 45, 80)  # of the first three; a dock is narrow
 STEPS = 1000
 """Positions of the threshold slider: 0 is probability 0, `STEPS` is 1."""
 EXAMPLE = "one query a line, for example\npleural effusion\nno pneumothorax"
@@ -54,6 +55,8 @@ class AskForm(QWidget):
         self.busy_bar.setTextVisible(False)
         self.busy_bar.setVisible(False)
         self.table = AnswerTable()
+        self.remark = QLabel()
+        self.remark.setWordWrap(True)
         self.slider = QSlider(Qt.Orientation.Horizontal)
         self.slider.setRange(1, STEPS - 1)
         self.slider.setToolTip("Marks what is at or above this probability; replaces strokes of the brush.")
@@ -70,7 +73,7 @@ class AskForm(QWidget):
     def _open_button(self) -> tuple[QToolButton, QAction, QAction]:
         button, menu = QToolButton(), QMenu(self)
         actions = menu.addAction("File..."), menu.addAction("DICOM folder...")
-        button.setText("Open")
+        button.setText("Open  ")  # room for the arrow
         button.setMenu(menu)
         button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         return button, *actions
@@ -91,6 +94,7 @@ class AskForm(QWidget):
         column.addWidget(self.ask_button)
         column.addWidget(self.busy_bar)
         column.addWidget(self.table, 1)
+        column.addWidget(self.remark)
         column.addLayout(_row(QLabel("Threshold"), self.slider, self.slider_label, self.reset_button))
         column.addLayout(_row(self.jump_button, self.save_button))
         column.addWidget(self.status)
@@ -113,14 +117,16 @@ class AnswerTable(QTableWidget):
         self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setWordWrap(True)
+        self.setWordWrap(False)  # what does not fit is in the tool tip, and of the chosen row below the table
         self.setMinimumHeight(120)
         header, side = self.horizontalHeader(), self.verticalHeader()
         assert header is not None
         assert side is not None
         side.setVisible(False)
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(len(COLUMNS) - 1, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
+        header.setStretchLastSection(True)
+        for column, width in enumerate(WIDTHS_PX):
+            self.setColumnWidth(column, width)
 
     def show_findings(self, findings: Sequence[Finding], colours: Sequence[str]) -> None:
         """Fill the table anew; the query is written in the colour of its mask."""
@@ -132,7 +138,6 @@ class AnswerTable(QTableWidget):
             for column, item in enumerate(items):
                 item.setToolTip(item.text())
                 self.setItem(row, column, item)
-        self.resizeRowsToContents()
 
     def chosen(self) -> int | None:
         """The chosen row."""

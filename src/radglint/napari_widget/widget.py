@@ -242,6 +242,7 @@ class AskWidget(AskForm):
         for control in (self.slider, self.reset_button):
             control.setEnabled(can_mark)
         self.jump_button.setEnabled(chosen is not None and chosen[0].peak is not None)
+        self.remark.setText("" if chosen is None else _remark_words(chosen[0]))
         self.save_button.setEnabled(any(mask in self.viewer.layers for mask in self.masks))
 
     def _row_chosen(self) -> None:
@@ -314,6 +315,10 @@ class AskWidget(AskForm):
         shown = [(n, m) for n, m in zip(findings.mask_names, self.masks, strict=True) if m in self.viewer.layers]
         masks = [(name, to_native(np.asarray(layer.data) > 0, image)) for name, layer in shown]
         self._start(lambda paths: self._say(_saved_words(paths, folder)), save_masks, folder, masks, image)
+
+
+def _remark_words(finding: Finding) -> str:
+    return f"{finding.query}: " + "; ".join(w for w in (finding.verdict, finding.where, finding.remark) if w)
 
 
 def _saved_words(paths: list[Path], folder: str | Path) -> str:

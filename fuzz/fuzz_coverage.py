@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 PURE = ("query", "queries", "report", "jsonl", "csv", "bank", "train", "suite", "nifti", "dicom", "series", "zip")
 
 with atheris.instrument_imports(include=["radglint"]):
-    from targets import TARGETS
-
     from radglint.errors import RadglintError
+    from targets import TARGETS
 
 
 def main(arguments: list[str]) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 import formats
 import mutations
-import numpy as np
 import seeds
-
 from radglint import batch_memory, batch_queries, manifest, prompt_banks, query, reading, reports, train_config
 from radglint.batch_cases import Case, find_cases
 from radglint.evaluation import results as evaluation_results

@@ -165,8 +165,8 @@ def test_a_table_of_odd_length_is_refused(tmp_path):
 def test_a_file_meta_group_of_wrong_kinds(tmp_path):
     paths = write_ct_series(tmp_path / "ct", phantom_hu(3))
     data = paths[1].read_bytes()
-    assert data[168:174] == b"\2\0\2\0UI"
-    paths[1].write_bytes(data[:172] + b"FD" + data[174:])
+    at = data.index(b"\2\0\2\0UI") + 4
+    paths[1].write_bytes(data[:at] + b"FD" + data[at + 2 :])
     with contextlib.suppress(ImageError):
         assert read_image(tmp_path / "ct").shape == phantom_hu(3).shape
 
@@ -260,7 +260,9 @@ def test_a_member_without_a_name(tmp_path):
 # --- configurations
 
 
-@pytest.mark.parametrize("text", ["x = " + "[" * 50_000, "x = " + "{a = " * 5_000, "x = " + "9" * 5_000])
+@pytest.mark.parametrize(
+    "text", ["x = " + "[" * 50_000, "x = " + "{a = " * 5_000, "x = " + "9" * 5_000, "x." * 50_000 + "y = 1"]
+)
 @pytest.mark.parametrize("load", [load_training, load_pretraining, load_suite])
 def test_toml_without_end(tmp_path, text, load):
     (tmp_path / "a.toml").write_text(text)

@@ -216,7 +216,7 @@ def test_the_command_prints_the_table(run: SuiteConfig, tmp_path: Path, capsys: 
         (["--suite", "simfind-cxr"], "--suite needs --manifest"),
         (["--suite", "chexprt"], "choose from simfind-cxr"),
         (["a.toml", "--split", "val"], "holds the whole evaluation"),
-        (["missing.toml"], "cannot be read as TOML"),
+        (["missing.toml"], "missing.toml: cannot be read"),
     ],
 )
 def test_wrong_commands_say_what_to_do(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

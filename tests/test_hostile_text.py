@@ -13,7 +13,21 @@ from radglint.query import MAX_QUERY_CHARACTERS, parse_query
 from radglint.reports import read_report
 
 WORDS = ("no", "not", "is", "been", "without", "(?)", "isn't", "appears", "clear", "--", "heart", "and", "?", "in")
-REPORT_WORDS = ("no", "effusion.", "1.", "FINDINGS:", "right", "upper lobe nodule,", "\n", "Dr.", "3 mm", "clear;")
+REPORT_WORDS = (
+    "]]]]]]]]",
+    ".........",
+    "?!?!?!",
+    "no",
+    "effusion.",
+    "1.",
+    "FINDINGS:",
+    "right",
+    "upper lobe nodule,",
+    "\n",
+    "Dr.",
+    "3 mm",
+    "clear;",
+)
 
 
 def cost_s(action, *arguments) -> float:

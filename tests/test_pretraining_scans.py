@@ -200,7 +200,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "pretrain_cxr.toml"
         ("batch = 32", "batch = 1", "optimizer.batch: .*greater than or equal to 2"),
         ("width = 192", "width = 190", "predictor: width must be a multiple"),
         ('source = "runs/trunk"', "", "backbone: give either source"),
-        ("seed = 0", "seed = ", "no TOML"),
+        ("seed = 0", "seed = ", "not a TOML file"),
     ],
 )
 def test_errors_of_a_configuration_name_the_key(tmp_path: Path, line: str, other: str, message: str):

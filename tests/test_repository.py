@@ -24,7 +24,7 @@ SECRETS = {
     "an OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9_-]{30,}",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a JSON web token": r"\beyJ[A-Za-z0-9_-]{20,}\.eyJ[A-Za-z0-9_-]{20,}\.",
-    "a password in an address": r"\b(?:https?|postgresql(?:\+\w+)?|ftp|amqp|redis)://[^\s:/@\"'<>{}$]+:(?!(?:PASSWORD|\.\.\.|password|secret|word)@)[^\s:/@\"'<>{}$]{6,}@",
+    "a password in an address": r"\b(?:https?|postgresql(?:\+\w+)?|ftp|amqp|redis)://[^\s:/@\"'<>{}$]+:(?!(?i:password|secret|change)\w*@)[^\s:/@\"'<>{}$]{6,}@",
 }
 PLACES = {
     "a home folder": r"/(?:home|Users)/(?!you\b|user\b|me\b|radglint\b)[a-z][\w.-]+/",

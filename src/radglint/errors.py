@@ -55,5 +55,7 @@ class PacsUnreachableError(PacsError):
 
 def shown(value: object, most: int = 100) -> str:
     """A value as a message shows it: cut, and never without end, however deeply it is nested."""
-    text = reprlib.Repr(maxlevel=4, maxstring=most, maxother=most).repr(value)
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 4, most, most
+    text = short.repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

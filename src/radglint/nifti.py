@@ -169,8 +169,8 @@ def _affine(header: Any, path: Path, notes: list[str]) -> np.ndarray:
     if not s_code and not q_code:
         notes.append("qform_code and sform_code are 0: left, right, front and back are unknown and were assumed")
     matrix = as_affine(chosen, str(path))
-    check_plausible(spacing_from_affine(matrix), matrix[:3, 3], str(path))
     _check_spacing(matrix, header, path, notes)
+    check_plausible(np.array(spacing_from_affine(matrix)), matrix[:3, 3], str(path))
     return matrix
 
 

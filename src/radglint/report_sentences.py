@@ -21,7 +21,7 @@ _ENDS_ALSO = frozenset(
 _PROTECTED = re.compile(r"\[\*\*.{0,80}?\*\*\]")  # de-identified: [**2101-1-1**], [**Last Name (NamePattern1)**]
 _EDGE = re.compile(r"(?:[\s,;:.?!]+|(?:\(?\d{1,2}[.)](?!\d)|[-*\u2022\u00b7\u2013]+(?=\s)|\(?[a-hA-H]\)(?=\s))\s*)+")
 _ITEM = re.compile(r"(?<=[\s.;:])\(?\d{1,2}[.)](?=\s*[A-Z][a-z]|\s+[A-Za-z])")  # "1. Nodule. 2.Effusion"
-_STOP = re.compile(r"[.?!]+[\"')\]]*(?=\s|$)|(?<=[a-z]{2})[.?!](?=[A-Z][a-z])|(?<=XXXX)\.(?=[A-Z][a-z])")
+_STOP = re.compile(r"(?<![.?!])[.?!]++[\"')\]]*+(?=\s|$)|(?<=[a-z]{2})[.?!](?=[A-Z][a-z])|(?<=XXXX)\.(?=[A-Z][a-z])")
 _LINE = re.compile(r"\n[ \t]*(?:(?=\n)|(?=(?:\(?\d{1,2}[.)]|[-*\u2022\u00b7\u2013])\s)|(?=[A-Z]))")
 _SHORT_LINE = 60  # characters: a line broken by width is longer, a line that ends a statement often is not
 _TOKEN = 40  # characters: as far as a stop looks for the word before it

@@ -5,7 +5,6 @@ Keys carry their unit; an unknown key, a missing one or a value out of range is 
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from radglint.errors import ConfigError, shown
 from radglint.model import BranchConfig
 from radglint.precision import Precision
 from radglint.regularizer import Anchor
+from radglint.toml_files import read_toml
 from radglint.train import FitConfig
 
 Said = Literal["present", "uncertain", "absent", "other"]
@@ -180,12 +180,7 @@ def load_config(path: str | Path) -> TrainConfig:
     Raises:
         ConfigError: the file is missing or no TOML, or a key is unknown, missing or out of range; it names the key.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML file") from error
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
-        raise ConfigError(f"{path}: not a TOML file ({error}); see recipes/cxr_nano.toml") from error
+    document = read_toml(Path(path), "see recipes/cxr_nano.toml")
     return parse_config(document, str(path))
 
 

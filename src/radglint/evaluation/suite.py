@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from radglint.evaluation.worst_cases import with_cases
 from radglint.manifest import ManifestRow, read_manifest
 from radglint.pipeline import Pipeline, load
 from radglint.prompt_banks import PromptBank, load_bank
+from radglint.toml_files import read_toml
 
 ANSWERS, RESULTS, PAGE = "answers.jsonl", "results.json", "index.html"
 Line = dict[str, Any]
@@ -135,12 +135,7 @@ def load_suite(path: Path) -> SuiteConfig:
     Raises:
         ConfigError: no TOML, an unknown key, a value out of range, an unknown protocol.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as TOML ({error}); give a file such as recipes/evaluate_cxr.toml"
-        ) from error
+    values = read_toml(path, "give a file such as recipes/evaluate_cxr.toml")
     return suite_config(values, str(path))
 
 

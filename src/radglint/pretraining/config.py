@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import model_validator as checked
 from radglint.errors import ConfigError
 from radglint.precision import Precision
 from radglint.preprocess import PreprocessConfig
+from radglint.toml_files import read_toml
 
 
 class _Strict(BaseModel):
@@ -135,12 +135,7 @@ def load_config(path: str | Path) -> PretrainConfig:
     Raises:
         ConfigError: missing, no TOML, or a key is unknown, missing or out of range; the message names it.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the name and the permission") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: no TOML: {error}; see recipes/pretrain_cxr.toml for the form") from error
+    values = read_toml(Path(path), "see recipes/pretrain_cxr.toml for the form")
     try:
         return PretrainConfig.model_validate(values)
     except ValidationError as error:

@@ -8,9 +8,12 @@ TORCH  := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# Test processes at a time; `make test JOBS=0` runs all in one.
+JOBS   ?= 2
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench clean distclean
+.PHONY: help setup demo programs viewer test lint format bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -27,8 +30,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## ask a real CT and a radiograph made from it; make demo IMAGE=file asks your own
 	@$(BIN)/radglint demo $(if $(IMAGE),"$$IMAGE") --out $(if $(OUT),"$$OUT",demo_out)
 
-test: setup ## all tests, offline, with coverage of src (at least 90 %)
-	@$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+programs: ## find Debian's programs for the tests (Orthanc, dcmtk, Chromium ...); install what is missing
+	@sh scripts/system_packages.sh
+
+viewer: setup ## NiiVue for the page of `radglint serve`, from npm, once
+	@$(BIN)/python scripts/vendor_niivue.py
+
+test: programs setup viewer ## all tests, offline, with coverage of src (at least 90 %)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 lint: setup ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from orthanc import orthanc, orthanc_of_session  # noqa: F401 (fixtures)
+from pacs_inputs import pacs_model  # noqa: F401 (fixture)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 settings.register_profile("dev", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])

@@ -25,8 +25,6 @@ from radglint.cli import main
 from radglint.errors import ConfigError
 from train_runs import RECIPES, tiny_run
 
-pytest.importorskip("accelerate", reason="the extra radglint[train] is not installed")
-
 
 @pytest.mark.parametrize("recipe", ["cxr_nano", "cxr_base"])
 def test_every_variant_is_a_configuration_and_differs(tmp_path: Path, recipe: str) -> None:

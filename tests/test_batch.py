@@ -33,7 +33,6 @@ GOOD = ["1.2.3.4.7", "1.2.3.4.8", "chest.png", "dx.dcm", "scan.nii.gz", "sub/oth
 BAD = {
     "empty.png": "unreadable image",
     "nan.nii.gz": "unreadable image",
-    "report.dcm": "unreadable image",
     "text.png": "unreadable image",
     "truncated.dcm": "unreadable image",
     "1.2.3.4.9": "bad geometry",
@@ -53,7 +52,7 @@ def write_nifti(path: Path, hu: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory) -> Path:
-    """Six cases that can be answered and six that cannot, all in one folder and its subfolders."""
+    """Six cases that can be answered, five that cannot and a report, all in one folder and its subfolders."""
     folder = tmp_path_factory.mktemp("studies")
     rng = np.random.default_rng(0)
     (folder / "sub").mkdir()
@@ -111,6 +110,7 @@ def test_every_case_is_answered_or_named(uninterrupted, studies) -> None:
     assert sorted(answered) == sorted(GOOD)
     assert {line["id"]: line["kind"] for line in failed} == BAD
     order = [case.id for case in find_cases([str(studies)])]
+    assert "report.dcm" not in order
     assert answered == [name for name in order if name in GOOD]
     for line in failed:
         assert str(studies) in line["message"]
@@ -156,15 +156,16 @@ def test_parquet_holds_a_row_for_each_case_and_query(uninterrupted) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import radglint
 from radglint import batch, batch_files, writing
-from radglint.batch_cases import find_cases
+from radglint.batch_cases import Case, find_cases
 from radglint.pipeline import load
 
-studies, model, out = sys.argv[1:4]
-queries = sys.argv[4:]
+studies, model, out, third = sys.argv[1:5]
+queries = sys.argv[5:]
+reading = Path(out).with_name("reading")
 pipeline = load(model, device="cpu")
 
 def die():
@@ -175,10 +176,16 @@ def before_the_line(self, line, real=batch_files.RunFolder.add_result):
 
 def half_a_line(self, line, real=batch_files.RunFolder.add_result):
     if len(self.answered) == 2:
-        self._files["results.jsonl"].write(batch_files._encode(line)[:40])
+        self._files["results.jsonl"].write(batch_files.encode_line(line)[:40])
         self._files["results.jsonl"].flush()
         die()
     real(self, line)
+
+def for_ever(case, real=Case.read):
+    if case.id == third:
+        reading.touch()
+        time.sleep(600)
+    return real(case)
 
 def half_the_masks(findings, folder, real=batch.write_masks):
     if len(list(folder.parent.iterdir())) == 4:
@@ -191,15 +198,21 @@ def while_sorting(path, order):
 
 moments = [
     (batch_files.RunFolder, "add_result", before_the_line), (batch_files.RunFolder, "add_result", half_a_line),
-    (batch, "write_masks", half_the_masks), (batch_files, "_sort", while_sorting),
+    (Case, "read", for_ever), (batch, "write_masks", half_the_masks), (batch_files, "_sort", while_sorting),
 ]
 for owner, name, replacement in moments:
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
+        signal.alarm(300)  # whatever becomes of the test, it ends
         setattr(owner, name, replacement)
         options = batch.BatchOptions(masks=True, show_progress=False)
         batch.run_batch(pipeline, find_cases([studies]), queries, Path(out), options)
         os._exit(0)
+    while replacement is for_ever and not reading.exists():
+        time.sleep(0.01)
+    if replacement is for_ever:
+        os.killpg(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(code, len(list(batch_files.read_lines(Path(out, "results.jsonl")))), flush=True)
 """
@@ -210,11 +223,13 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
     studies, model, pipeline, uninterrupted, tmp_path
 ) -> None:
     out = tmp_path / "out"
+    third = ids(uninterrupted / "results.jsonl")[2]
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(studies), str(model), str(out), *QUERIES], capture_output=True, text=True,
-        check=False, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", KILLED, str(studies), str(model), str(out), third, *QUERIES], text=True,
+        capture_output=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert run.stdout.split("\n")[:4] == ["-9 1", "-9 2", "-9 3", "-9 6"], run.stderr
+    assert run.stdout.split("\n")[:5] == ["-9 1", "-9 2", "-9 2", "-9 3", "-9 6"], run.stderr
     asked: list[str] = []
     read = Case.read
 

@@ -25,7 +25,7 @@ from dicom_results import (
     blob,
     centroid_of_nifti,
     centroid_of_segment,
-    dciodvfy_errors,
+    dciodvfy,
     dump,
     seg_pixels,
     segment_of,
@@ -142,7 +142,7 @@ def test_radiograph(tmp_path: Path, kind: str) -> None:
         picture = np.asarray(Image.open(findings[segment - 1].to_png(tmp_path / f"{segment}.png")))
         np.testing.assert_array_equal(mask * 255, picture)
     assert ds.SourceImageSequence[0].ReferencedSOPInstanceUID == pydicom.dcmread(tmp_path / "x.dcm").SOPInstanceUID
-    assert dciodvfy_errors(path) == []
+    assert dciodvfy(path) == []
 
 
 def test_every_query_is_a_named_segment(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_overlap_is_kept_in_binary_and_refused_in_labelmap(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
 def test_dicom3tools_finds_no_error(tmp_path: Path, kind: Any) -> None:
     findings = ask(read_image(write_series(tmp_path / "series", *ORIENTATIONS["oblique"])))
-    assert dciodvfy_errors(findings.to_dicom_seg(tmp_path / "seg.dcm", kind)) == []
+    assert dciodvfy(findings.to_dicom_seg(tmp_path / "seg.dcm", kind)) == []
 
 
 def test_patient_and_study_are_those_of_the_source(tmp_path: Path) -> None:

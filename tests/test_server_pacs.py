@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orthanc import USER, Orthanc, orthanc, orthanc_of_session  # noqa: F401 (fixtures)
 
 from dicom_files import write_ct_series
+from orthanc import USER, Orthanc, orthanc, orthanc_of_session  # noqa: F401 (fixtures)
 from radglint.errors import ImageError
 from radglint.server.dicomweb import fetch_series
 from server_process import ServerProcess

@@ -26,9 +26,6 @@ from radglint.train_state import checkpoints, whole
 from radglint.train_towers import Ranks
 from train_runs import flat, tiny_run, write_toml
 
-pytest.importorskip("accelerate", reason="the extra radglint[train] is not installed")
-
-
 PLAIN = {"fit__evidence_weight": 0.0, "fit__in_lungs": []}
 
 
@@ -143,17 +140,25 @@ def test_two_processes_have_the_gradients_of_one(two_processes: Path, name: str)
         assert_same(got, wanted, 2e-2 if name == "cached" else 1e-4)  # cached tokens may be trained in bfloat16
 
 
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+ACCELERATE = [
+    "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--no_python",
+]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_torchrun_trains_what_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_a_launcher_trains_what_one_process_does(launcher: list[str], tmp_path: Path) -> None:
     """The command itself, sharded, with pictures and checkpoints on the way; one log."""
     changes = {"fit__steps": 3, "log_every_steps": 1, "parallel": "fsdp2", "picture_every_steps": 3}
     config = tiny_run(tmp_path, **changes, checkpoint_every_steps=2)
     one = config.model_copy(update={"out": tmp_path / "one"})
     train(one)
     radglint = [sys.executable, "-c", "from radglint.cli import entry; entry()", "train"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    command = [sys.executable, "-m", *launcher, *radglint, str(write_toml(config, tmp_path / "run.toml"))]
     done = subprocess.run(
-        [*torchrun, *radglint, str(write_toml(config, tmp_path / "run.toml"))], capture_output=True, text=True,
+        command, capture_output=True, text=True,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -155,7 +155,6 @@ def test_tensorboard_needs_its_writer(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_tensorboard_gets_every_number_and_the_picture(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
     log = RunLog(tmp_path, 0, tensorboard=True)
     log.add({"step": 4, "loss": 0.25})
     path = log.picture(4, gate_sheet([GateView("nodule", None, np.eye(3))]))

@@ -17,79 +17,68 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, Protocol
 
 from tqdm import tqdm
 
+from radglint.batch_answers import describe_failure, is_memory_error, result_line, write_masks
 from radglint.batch_cases import Case
-from radglint.batch_files import DIGITS, MASKS, RunFolder, describe_run, mask_folder, open_run, require_pyarrow
-from radglint.batch_memory import POLL_S, MemoryBudget, TooLargeError, check_fits, estimate_bytes, usable_bytes
-from radglint.errors import ConfigError, GeometryError, ImageError, InputError, OutputError
+from radglint.batch_files import (
+    MASKS,
+    BatchSummary,
+    Line,
+    RunFolder,
+    describe_run,
+    mask_folder,
+    open_run,
+    require_pyarrow,
+)
+from radglint.batch_memory import POLL_S, MemoryBudget, check_fits, estimate_bytes, usable_bytes
+from radglint.batch_options import BatchOptions
+from radglint.errors import OutputError
 from radglint.findings import Findings
 from radglint.image import MedicalImage
 from radglint.pipeline import GlintAnswerer, Pipeline
 from radglint.query import parse_query
 
 AHEAD = 2
-TIMEOUT_S = 900.0
 STOP_S = 30.0
-_KINDS: tuple[tuple[type[BaseException], str], ...] = (
-    (TooLargeError, "too large"),
-    (GeometryError, "bad geometry"),
-    (ImageError, "unreadable image"),
-    (ConfigError, "not answered by this model"),
-    (InputError, "bad input"),
-    (TimeoutError, "timeout"),
-)
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-@dataclass(frozen=True)
-class BatchOptions:
-    """How a run goes.
-
-    Attributes:
-        threshold: as for `Pipeline.ask`.
-        masks: write masks too.
-        parquet: also write results.parquet at the end.
-        retry_failed: try cases again that failed in an earlier run.
-        shard: in words, which part of the cases this is; a run of another part is another run.
-        memory_bytes: of all cases in work together; None = four fifths of what there is.
-        timeout_s: seconds after which a case that cannot be read is given up.
-        show_progress: a bar on stderr; None = if it is a terminal.
-    """
-
-    threshold: float | None = None
-    masks: bool = False
-    parquet: bool = False
-    retry_failed: bool = False
-    shard: str = "all"
-    memory_bytes: int | None = None
-    timeout_s: float = TIMEOUT_S
-    show_progress: bool | None = None
-
-
-@dataclass(frozen=True)
-class BatchSummary:
-    """What a run has come to.
-
-    Attributes:
-        folder: where the results are.
-        answered: cases with an answer, those of earlier runs included.
-        failed: cases that failed.
-    """
+class Sink(Protocol):
+    """Where answers go: the folder of the run, or what carries them there."""
 
     folder: Path
-    answered: int
-    failed: int
+
+    def add_result(self, line: Line) -> None:
+        """Keep an answer."""
+        ...
+
+    def add_failure(self, case: Case, kind: str, message: str) -> None:
+        """Keep why a case failed."""
+        ...
+
+    def masks_of(self, case: Case) -> AbstractContextManager[Path]:
+        """A folder to write the masks of a case into, before its answer is kept."""
+        ...
+
+
+class Engine(Protocol):
+    """Who does the work: this process, or others."""
+
+    def __call__(
+        self, pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], run: RunFolder, options: BatchOptions
+    ) -> None:
+        """Ask all these cases and keep the answers in the folder, each once and in any order."""
+        ...
 
 
 def run_batch(
-    pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], out: Path, options: BatchOptions | None = None
-) -> BatchSummary:
+    pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], out: Path,
+    options: BatchOptions | None = None, engine: Engine | None = None,
+) -> BatchSummary:  # fmt: skip
     """Ask every case, or go on with a run that was stopped.
 
     Args:
@@ -98,6 +87,7 @@ def run_batch(
         queries: asked of every case.
         out: the folder of results; see `batch_files`.
         options: see there.
+        engine: who does the work; None = this process.
 
     Raises:
         InputError: the folder holds another run, pyarrow is wanted and missing, or a query cannot be asked.
@@ -106,32 +96,74 @@ def run_batch(
     options = options or BatchOptions()
     if options.parquet:
         require_pyarrow()
-    phrases = [parse_query(query).phrase for query in queries]
+    for query in queries:
+        parse_query(query)
     about = describe_run(
         cases, queries, model=pipeline.model.name, fingerprint=pipeline.model.fingerprint, threshold=options.threshold,
-        shard=options.shard, masks=options.masks,
+        shard=options.shard, masks=options.masks, whole=options.whole,
     )  # fmt: skip
     with open_run(out, about, retry_failed=options.retry_failed) as run:
+        run.note(cases, options.skipped, options.whole)
         todo = [case for case in cases if case.id not in run.done]
-        if todo and isinstance(pipeline.model, GlintAnswerer):
-            pipeline.model.concepts_of(phrases)  # all in one go, so that no embedding depends on the order of cases
-        _Run(pipeline, list(queries), run, options, len(cases)).work(todo)
+        if todo:
+            (engine or work_here)(pipeline, todo, queries, run, options)
         run.finish(cases, parquet=options.parquet)
-        return BatchSummary(out, len(run.answered), len(run.failed))
+        return run.summary()
+
+
+def work_here(
+    pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], run: RunFolder, options: BatchOptions
+) -> None:
+    """The engine that is this process."""
+    bar = progress_bar(len(run.done), len(cases), options)
+    ask_all(pipeline, cases, queries, run, options, bar)
+
+
+def progress_bar(done: int, todo: int, options: BatchOptions) -> tqdm[NoReturn]:
+    """A bar on stderr with rate and remaining time."""
+    disable = None if options.show_progress is None else not options.show_progress
+    return tqdm(total=done + todo, initial=done, desc="asking", unit="case", disable=disable)
+
+
+def ask_all(
+    pipeline: Pipeline, cases: Sequence[Case], queries: Sequence[str], sink: Sink, options: BatchOptions,
+    bar: tqdm[NoReturn] | None = None,
+) -> None:  # fmt: skip
+    """Ask cases in this process, reading and writing overlapped with it.
+
+    Args:
+        pipeline: the model.
+        cases: each gets one answer or one failure.
+        queries: asked of every case.
+        sink: where answers and failures go.
+        options: see there.
+        bar: ticked for each case; it is closed at the end.
+
+    Raises:
+        OutputError: an answer cannot be kept.
+    """
+    embed_queries(pipeline, queries)
+    _Run(pipeline, list(queries), sink, options, bar).work(cases)
+
+
+def embed_queries(pipeline: Pipeline, queries: Sequence[str]) -> None:
+    """All in one go, so that no embedding depends on the order of cases."""
+    if isinstance(pipeline.model, GlintAnswerer):
+        pipeline.model.concepts_of([parse_query(query).phrase for query in queries])
 
 
 class _Run:
     """One run at work: what the thread does that encodes."""
 
     def __init__(
-        self, pipeline: Pipeline, queries: list[str], run: RunFolder, options: BatchOptions, num_cases: int
+        self, pipeline: Pipeline, queries: list[str], sink: Sink, options: BatchOptions, bar: tqdm[NoReturn] | None
     ) -> None:
-        self.pipeline, self.queries, self.run, self.options = pipeline, queries, run, options
+        self.pipeline, self.queries, self.sink, self.options = pipeline, queries, sink, options
         self.memory = MemoryBudget(usable_bytes() if options.memory_bytes is None else options.memory_bytes)
         self.later: list[Case] = []
         self.at_end = False
-        disable = None if options.show_progress is None else not options.show_progress
-        self.bar = tqdm(total=num_cases, initial=len(run.done), desc="asking", unit="case", disable=disable)
+        self.bar = tqdm(disable=True) if bar is None else bar
+        self.num_failed = 0
         self._tickets = itertools.count()
         self._guard = threading.Lock()
         self.writer = _Writer(self)
@@ -192,23 +224,24 @@ class _Run:
             self.later.append(case)
             return
         kind, message = describe_failure(case, error)
-        self.run.add_failure(case, kind, message)
-        self._tick()
+        self.sink.add_failure(case, kind, message)
+        self._tick(failed=1)
 
     def answered(self, case: Case, findings: Findings, needed: int) -> None:
         """Measure, write the masks, then the line (on the writer's thread)."""
         names: list[str | None] = [None] * len(findings)
         if self.options.masks:
-            with self.run.masks_of(case) as folder:
+            with self.sink.masks_of(case) as folder:
                 write_masks(findings, folder)
             names = [f"{MASKS}/{mask_folder(case.id)}/{name}" for name in findings.mask_names]
-        self.run.add_result(result_line(case, findings, names))
+        self.sink.add_result(result_line(case, findings, names))
         self.memory.give_back(needed)
         self._tick()
 
-    def _tick(self) -> None:
+    def _tick(self, failed: int = 0) -> None:
         with self._guard:
-            self.bar.set_postfix(failed=len(self.run.failed), refresh=False)
+            self.num_failed += failed
+            self.bar.set_postfix(failed=self.num_failed, refresh=False)
             self.bar.update()
 
 
@@ -330,7 +363,7 @@ class _Writer(threading.Thread):
             raise self._error
 
     def _stuck(self, timeout_s: float) -> OutputError:
-        folder = self._run.run.folder
+        folder = self._run.sink.folder
         return OutputError(f"{folder}: a result was not written within {timeout_s:g} s; check the disk, then run again")
 
 
@@ -346,46 +379,3 @@ def _slice_by_slice(pipeline: Pipeline) -> Iterator[None]:
     finally:
         if isinstance(model, GlintAnswerer):
             model.slices_at_once = before
-
-
-def is_memory_error(error: BaseException | None) -> bool:
-    """Whether memory did not suffice, on the processor or an accelerator, also as the cause of a reader's error."""
-    if error is None:
-        return False
-    if isinstance(error, MemoryError):
-        return True
-    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS):
-        return True
-    return is_memory_error(error.__cause__)
-
-
-def describe_failure(case: Case, error: Exception) -> tuple[str, str]:
-    """The kind of a failure, and one line about it."""
-    if is_memory_error(error):
-        return "memory", f"{case.path}: not enough memory, also alone; crop it or use a larger machine"
-    for kind, name in _KINDS:
-        if isinstance(error, kind):
-            return name, " ".join(str(error).split())
-    text = f"{case.path}: {type(error).__name__}: {' '.join(str(error).split())}"
-    return "internal error", f"{text}; please report it"
-
-
-def write_masks(findings: Findings, folder: Path) -> None:
-    """A mask for each finding, as `Findings.save` writes and names them."""
-    for finding, name in zip(findings, findings.mask_names, strict=True):
-        write = finding.to_png if findings.image.affine is None else finding.to_nifti
-        write(folder / name)
-
-
-def result_line(case: Case, findings: Findings, masks: Sequence[str | None]) -> dict[str, Any]:
-    """The line of a case in results.jsonl: no time and no machine in it, so that two runs can be compared."""
-    answers = []
-    for finding, mask in zip(findings, masks, strict=True):
-        answer: dict[str, Any] = finding.to_dict(mask) | {"decision": finding.decision}
-        rounded = {name: round(answer[name], DIGITS) for name in ("score", "probability") if answer[name] is not None}
-        answers.append(answer | rounded)
-    return {
-        "id": case.id, "path": case.path, "modality": findings.image.modality, "shape": list(findings.image.shape),
-        "model": {"name": findings.model_name, "fingerprint": findings.model_fingerprint},
-        "findings": answers, "warnings": list(findings.warnings),
-    }  # fmt: skip

@@ -2,7 +2,9 @@
 
 An input is a file, a glob, a manifest, or a folder, which is searched with its subfolders. Only headers are read. Every
 CT series is a case, wherever its slices lie, every other file is a case of its own. Nothing is dropped in silence: what
-is no image stays a case, and fails with its reason when its turn comes.
+is no image stays a case, and fails with its reason when its turn comes. DICOM objects that never hold one (reports,
+segmentations, presentation states and so on) lie beside the images in every archive; where a search finds them, they
+are no cases but `skipped`. One that is named by itself, or by a manifest, was meant, and stays a case.
 
 The name of a case, its id, is the series UID of a CT series, the id of a manifest's row, else the path below the input.
 """
@@ -17,17 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from radglint.dicom_file import is_dicom, number, open_dicom, text
+from radglint.batch_headers import SLICE, Header, HeaderStore, read_header
 from radglint.dicom_series import read_dicom_ct
 from radglint.errors import ConfigError, ImageError, InputError
 from radglint.image import MedicalImage
 from radglint.manifest import read_manifest
 from radglint.manifest_files import SUFFIXES
 from radglint.reading import read_image
-from radglint.slice_headers import DICOM_SUFFIXES
 
-TAGS = ["Modality", "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames"]
 MAX_NAMED = 5
+_NO_UID = ": CT without series UID"
 
 
 @dataclass(frozen=True)
@@ -65,43 +66,89 @@ class Case:
         return dataclasses.replace(image, path=self.path)
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A DICOM object without an image that a search has found.
+
+    Attributes:
+        path: the file.
+        reason: what object it is, in words.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+        cases: what can be asked, or will fail with its reason, in a fixed order.
+        skipped: what is no case.
+    """
+
+    cases: list[Case]
+    skipped: list[Skipped]
+
+
 @dataclass
 class _Series:
     """A CT series while it is gathered."""
 
-    first: Path
-    base: Path
     files: list[Path] = dataclasses.field(default_factory=list)
     voxels: int = 0
 
 
-def find_cases(
-    inputs: Sequence[str], *, leave_out: Path | None = None, tick: Callable[[], object] = lambda: None
-) -> list[Case]:
-    """The cases of all inputs, in a fixed order: that of the inputs, then of the paths.
+@dataclass
+class _Groups:
+    """Files while they are put into cases."""
+
+    series: dict[str, _Series] = dataclasses.field(default_factory=dict)
+    order: list[tuple[Path, str | None]] = dataclasses.field(default_factory=list)
+    damaged: list[Path] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+
+def find_cases(inputs: Sequence[str], *, leave_out: Path | None = None) -> list[Case]:
+    """The cases of all inputs; see `look_for_cases`."""
+    return look_for_cases(inputs, leave_out=leave_out).cases
+
+
+def look_for_cases(
+    inputs: Sequence[str], *, leave_out: Path | None = None, headers: HeaderStore | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> Found:  # fmt: skip
+    """The cases of all inputs, in a fixed order: that of the inputs, then of the paths; and what is no case.
 
     Args:
         inputs: files, globs, manifests and folders.
         leave_out: a folder that is not searched: the one that results go to.
+        headers: what is known of files already; None reads every header.
         tick: called once for each file that is looked at.
 
     Raises:
-        InputError: an input that is not there, a glob without a match, or two cases with one name.
+        InputError: an input that is not there, a glob without a match, no case at all, or two cases with one name.
         ConfigError: a manifest with problems.
     """
     named: list[Case] = []
     loose: dict[Path, Path] = {}  # file to the folder that its name is relative to; a file given twice counts once
+    meant: set[Path] = set()
     for given in inputs:
         path = Path(given)
         if path.is_file() and path.name.lower().endswith(SUFFIXES):
             named += _rows(path)
-        else:
-            for file, base in _files_of(given, leave_out):
-                loose.setdefault(file, base)
-    cases = _unique([*named, *_group(loose, tick)])
+            continue
+        if path.is_file():
+            meant.add(path)
+        for file, base in _files_of(given, leave_out):
+            loose.setdefault(file, base)
+    groups = _group(loose, meant, read_header if headers is None else headers.of, tick)
+    cases = _unique([*named, *_cases_of(groups, loose)])
     if not cases:
-        raise InputError(f"{', '.join(inputs)}: no file there; give images, a folder, a glob or a manifest")
-    return cases
+        only = f" but {len(groups.skipped)} DICOM objects without an image" if groups.skipped else ""
+        raise InputError(f"{', '.join(inputs)}: no file there{only}; give images, a folder, a glob or a manifest")
+    return Found(cases, groups.skipped)
 
 
 def shard_of(cases: Sequence[Case], part: int, parts: int) -> list[Case]:
@@ -166,50 +213,46 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}); check the permission") from error
 
 
-def _group(loose: dict[Path, Path], tick: Callable[[], object]) -> Iterator[Case]:
-    """Slices to series; every other file is a case. A series comes where its first slice lies."""
-    series: dict[str, _Series] = {}
-    order: list[tuple[Path, str | None]] = []
-    damaged: list[Path] = []
+def _group(
+    loose: dict[Path, Path], meant: set[Path], header_of: Callable[[Path], Header], tick: Callable[[], object]
+) -> _Groups:
+    """Slices to series; objects without an image aside."""
+    groups = _Groups()
     for file, base in loose.items():
         tick()
         try:
-            key = _add_slice(series, file, base)
+            header = header_of(file)
         except ImageError:
-            key = None
-            damaged.append(file)
-        if key is None or series[key].first == file:
-            order.append((file, key))
-    lost = _share_out(series, damaged)
-    for file, key in order:
+            groups.damaged.append(file)
+            groups.order.append((file, None))
+            continue
+        if header.no_image and file not in meant:
+            groups.skipped.append(Skipped(str(file), header.no_image))
+        elif header.kind == SLICE:
+            _add_slice(groups, file, base, header)
+        else:
+            groups.order.append((file, None))
+    return groups
+
+
+def _add_slice(groups: _Groups, file: Path, base: Path, header: Header) -> None:
+    """Put a CT slice with its series, which comes where its first slice lies."""
+    key = header.series or f"{_below(file.parent, base)}{_NO_UID}"
+    if key not in groups.series:
+        groups.series[key] = _Series()
+        groups.order.append((file, key))
+    groups.series[key].files.append(file)
+    groups.series[key].voxels += header.voxels
+
+
+def _cases_of(groups: _Groups, loose: dict[Path, Path]) -> Iterator[Case]:
+    """A case for each series, and for each other file that is not a lost slice of one."""
+    lost = _share_out(groups.series, groups.damaged)
+    for file, key in groups.order:
         if key is not None:
-            yield _series_case(key, series[key])
+            yield _series_case(key, groups.series[key])
         elif file not in lost:
             yield Case(_below(file, loose[file]), str(file))
-
-
-def _add_slice(series: dict[str, _Series], file: Path, base: Path) -> str | None:
-    """Put a CT slice with its series; None for any other file.
-
-    Raises:
-        ImageError: it should be DICOM, and its header cannot be read.
-    """
-    if not file.is_file():  # a pipe, a link to nowhere: reading it says so
-        return None
-    if not is_dicom(file):
-        if file.suffix.lower() in DICOM_SUFFIXES:
-            raise ImageError(f"{file}: not a DICOM file")
-        return None
-    header = open_dicom(file, stop_before_pixels=True, tags=TAGS)
-    if text(header, "Modality").upper() != "CT":
-        return None
-    uid = text(header, "SeriesInstanceUID")
-    key = uid or f"{_below(file.parent, base)}: CT without series UID"
-    entry = series.setdefault(key, _Series(file, base))
-    entry.files.append(file)
-    sides = [number(header, name, file) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
-    entry.voxels += int(sides[0] * sides[1] * sides[2])
-    return key
 
 
 def _share_out(series: dict[str, _Series], damaged: Sequence[Path]) -> set[Path]:
@@ -230,7 +273,7 @@ def _share_out(series: dict[str, _Series], damaged: Sequence[Path]) -> set[Path]
 
 def _series_case(key: str, entry: _Series) -> Case:
     shared = os.path.commonpath([file.parent for file in entry.files])
-    uid = "" if key.endswith(": CT without series UID") else key
+    uid = "" if key.endswith(_NO_UID) else key
     return Case(key, shared or ".", uid, tuple(sorted(entry.files)), entry.voxels)
 
 

@@ -3,6 +3,7 @@
     run.json          what was asked of what; a run that differs is refused
     results.jsonl     a line for each case that was answered
     failures.jsonl    a line for each case that failed: id, path, kind, message
+    skipped.jsonl     a line for each DICOM object without an image that the search found: path, reason
     masks/NAME/       masks of a case, moved into place before its line is written
     results.parquet   the results, a row for each case and query
 
@@ -19,18 +20,34 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from radglint import writing
-from radglint.batch_cases import Case
+from radglint.batch_cases import Case, Skipped
 from radglint.errors import InputError, OutputError
 
 RUN, RESULTS, FAILURES, PARQUET, MASKS = "run.json", "results.jsonl", "failures.jsonl", "results.parquet", "masks"
-LOCK = ".lock"
+SKIPPED, PLACES, LOCK = "skipped.jsonl", ".places.json", ".lock"
 DIGITS = 6
 ROWS_AT_ONCE = 10_000
 Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What a run has come to.
+
+    Attributes:
+        folder: where the results are.
+        answered: cases with an answer, those of earlier runs included.
+        failed: cases that failed.
+    """
+
+    folder: Path
+    answered: int
+    failed: int
 
 
 class RunFolder:
@@ -70,7 +87,7 @@ class RunFolder:
 
     def _add(self, name: str, line: Line, known: set[str]) -> None:
         with self._guard, writing.output_errors(self.folder / name):
-            self._files[name].write(_encode(line))
+            self._files[name].write(encode_line(line))
             self._files[name].flush()
             known.add(line["id"])
 
@@ -87,13 +104,25 @@ class RunFolder:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
+    def note(self, cases: Sequence[Case], skipped: Sequence[Skipped], whole: Sequence[Case] | None) -> None:
+        """Keep what is no case and, of a part, the place of each of its cases among all."""
+        write_skipped(self.folder / SKIPPED, [{"path": item.path, "reason": item.reason} for item in skipped])
+        if whole is not None:
+            own = {case.id for case in cases}
+            places = {case.id: place for place, case in enumerate(whole) if case.id in own}
+            writing.write_text(self.folder / PLACES, json.dumps(places))
+
+    def summary(self) -> BatchSummary:
+        """What there is by now."""
+        return BatchSummary(self.folder, len(self.answered), len(self.failed))
+
     def finish(self, cases: Sequence[Case], *, parquet: bool = False) -> None:
         """Put the lines into the order of the cases, and write the parquet file if it is wanted."""
         self.close()
         for name in (RESULTS, FAILURES):
             _sort(self.folder / name, [case.id for case in cases])
         if parquet:
-            _write_parquet(self.folder / RESULTS, self.folder / PARQUET)
+            write_parquet(self.folder / RESULTS, self.folder / PARQUET)
 
     def close(self) -> None:
         """Close the files."""
@@ -116,7 +145,7 @@ def open_run(folder: Path, about: Line, *, retry_failed: bool = False) -> Iterat
     """
     with writing.output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         _check_same(folder, about)
         with writing.output_errors(folder):
             run = RunFolder(folder, retry_failed=retry_failed)
@@ -129,16 +158,24 @@ def open_run(folder: Path, about: Line, *, retry_failed: bool = False) -> Iterat
 
 def describe_run(
     cases: Sequence[Case], queries: Sequence[str], *, model: str, fingerprint: str, threshold: float | None,
-    shard: str, masks: bool,
+    shard: str, masks: bool, whole: Sequence[Case] | None = None,
 ) -> Line:  # fmt: skip
-    """Everything that decides on the answers, as it stands in run.json; the cases as their number and a hash."""
+    """Everything that decides on the answers, as it stands in run.json; the cases as their number and a hash.
+
+    A part of a run says of the `whole` too how many cases it has, and their hash.
+    """
+    about = {
+        "model": model, "fingerprint": fingerprint, "queries": list(queries), "threshold": threshold, "masks": masks,
+        "shard": shard, "num_cases": len(cases), "cases": _hash_of(cases),
+    }  # fmt: skip
+    return about if whole is None else about | {"whole": {"num_cases": len(whole), "cases": _hash_of(whole)}}
+
+
+def _hash_of(cases: Sequence[Case]) -> str:
     digest = hashlib.sha256()
     for case in cases:
         digest.update(json.dumps([case.id, os.path.abspath(case.path), len(case.files)]).encode())
-    return {
-        "model": model, "fingerprint": fingerprint, "queries": list(queries), "threshold": threshold, "masks": masks,
-        "shard": shard, "num_cases": len(cases), "cases": digest.hexdigest()[:16],
-    }  # fmt: skip
+    return digest.hexdigest()[:16]
 
 
 def mask_folder(case_id: str) -> str:
@@ -146,9 +183,14 @@ def mask_folder(case_id: str) -> str:
     return f"{writing.slug(case_id)}_{hashlib.sha256(case_id.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
+def write_skipped(path: Path, lines: Sequence[Line]) -> None:
+    """Write skipped.jsonl, whole."""
+    writing.write_bytes(path, b"".join(encode_line(line) for line in lines))
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """The whole lines of a file of results or failures; a line that a kill cut off is left out."""
-    for _, _, line in _whole_lines(path):
+    for _, _, line in whole_lines(path):
         yield line
 
 
@@ -172,7 +214,7 @@ def _check_same(folder: Path, about: Line) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep a second run out; the system lets go of the lock when the process ends, however it does."""
     with writing.output_errors(folder):
         file = open(folder / LOCK, "ab")  # noqa: SIM115 (errors of what goes on below are not those of this file)
@@ -208,7 +250,7 @@ def _remove_orphans(masks: Path, wanted: set[str]) -> None:
 def _repair(path: Path) -> set[str]:
     """Drop lines that were cut off, and any but the first of a case; the ids that are left."""
     kept: dict[str, tuple[int, int]] = {}
-    for start, size, line in _whole_lines(path):
+    for start, size, line in whole_lines(path):
         kept.setdefault(line["id"], (start, size))
     total = sum(size for _, size in kept.values())
     if path.exists() and total != path.stat().st_size:
@@ -218,7 +260,7 @@ def _repair(path: Path) -> set[str]:
 
 def _sort(path: Path, order: Sequence[str]) -> None:
     """Put the lines into this order, unless they are in it; lines stay on disk."""
-    places = {line["id"]: (start, size) for start, size, line in _whole_lines(path)}
+    places = {line["id"]: (start, size) for start, size, line in whole_lines(path)}
     wanted = [places[name] for name in order if name in places]
     if wanted != list(places.values()):
         _copy(path, wanted)
@@ -232,7 +274,7 @@ def _copy(path: Path, places: Sequence[tuple[int, int]]) -> None:
             file.write(source.read(size))
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[int, int, Line]]:
+def whole_lines(path: Path) -> Iterator[tuple[int, int, Line]]:
     """Start, bytes and content of each line that is whole."""
     if not path.is_file():
         return
@@ -248,7 +290,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, int, Line]]:
             start += len(text)
 
 
-def _encode(line: Line) -> bytes:
+def encode_line(line: Line) -> bytes:
+    """A line as it stands in the files."""
     return json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -260,7 +303,7 @@ def require_pyarrow() -> None:
         raise InputError('--parquet needs pyarrow; `pip install "radglint[parquet]"`, or leave it out') from error
 
 
-def _write_parquet(results: Path, target: Path) -> None:
+def write_parquet(results: Path, target: Path) -> None:
     """A row for each case and query, in pieces."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -29,6 +29,7 @@ from radglint.cli_calibrate import add_calibrate
 from radglint.cli_data import add_data
 from radglint.cli_evaluate import add_evaluate_commands
 from radglint.cli_models import add_models
+from radglint.cli_pacs import add_pacs, add_watch
 from radglint.cli_serve import add_serve
 from radglint.errors import InputError, OutputError, QueryError
 from radglint.pretraining.command import add_pretrain
@@ -101,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_pretrain(commands)
     add_train_commands(commands)
     add_evaluate_commands(commands)
+    add_pacs(commands)
+    add_watch(commands)
     return parser
 
 

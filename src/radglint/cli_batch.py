@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_EXAMPLE = "example: radglint batch studies/ --queries queries.txt --out answers --masks"
+_EXAMPLE = """examples: radglint batch studies/ --queries queries.txt --out answers --masks;
+radglint batch --merge answers_* --out answers"""
 
 
 def add_batch(commands: Any) -> None:
@@ -19,7 +20,7 @@ def add_batch(commands: Any) -> None:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="a folder (DICOM is grouped into series), file, glob or manifest"
     )
-    parser.add_argument("--queries", metavar="FILE", required=True, help="one query a line, # begins a comment")
+    parser.add_argument("--queries", metavar="FILE", help="one query a line, # begins a comment; needed to ask")
     parser.add_argument("--out", metavar="DIR", required=True, help="results go here; a stopped run goes on from it")
     parser.add_argument("--model", metavar="NAME|PATH", default=None, help="default: nano")
     parser.add_argument("--threshold", metavar="T", type=_share, help="present from this probability on")
@@ -27,6 +28,15 @@ def add_batch(commands: Any) -> None:
     parser.add_argument("--parquet", action="store_true", help="also write results.parquet at the end")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed in an earlier run")
     parser.add_argument("--shard", metavar="I/N", type=_shard, default=(1, 1), help="only part I of N, from 1/N to N/N")
+    parser.add_argument(
+        "--merge", action="store_true", help="INPUTs are the result folders of all parts of a run: make one of them"
+    )
+    parser.add_argument(
+        "--engine", choices=("here", "ray"), default="here", help="who works: this process, or a Ray cluster"
+    )
+    parser.add_argument(
+        "--workers", metavar="W", type=_count, help="with --engine ray (default: one for each GPU, else for each CPU)"
+    )
     parser.add_argument(
         "--memory-gb", metavar="G", type=_positive, help="for the images in work (default: 80 %% of what there is)"
     )
@@ -38,42 +48,89 @@ def add_batch(commands: Any) -> None:
 
 
 def _batch(args: argparse.Namespace) -> None:
-    from radglint import registry
-    from radglint.batch_files import FAILURES, check_folder, require_pyarrow
-    from radglint.batch_queries import read_queries
+    from radglint.batch_files import check_folder, require_pyarrow
 
     out = check_folder(args.out)
-    queries = read_queries(Path(args.queries))
     if args.parquet:
         require_pyarrow()
-    cases = _cases(args, out)
-    import radglint
-    from radglint.batch import BatchOptions, run_batch
+    if args.merge:
+        _merge(args, out)
+    else:
+        _ask(args, out)
 
-    part, parts = args.shard
+
+def _merge(args: argparse.Namespace, out: Path) -> None:
+    from radglint.batch_merge import merge_runs
+
+    summary = merge_runs([Path(given) for given in args.inputs], out, parquet=args.parquet)
+    _report(summary, summary.answered + summary.failed)
+
+
+def _ask(args: argparse.Namespace, out: Path) -> None:
+    from radglint.batch_queries import read_queries
+    from radglint.errors import InputError
+
+    if args.queries is None:
+        raise InputError("--queries: not given; name a file with one query a line")
+    if args.workers is not None and args.engine != "ray":
+        raise InputError("--workers: is for --engine ray; this process alone asks one case at a time")
+    queries = read_queries(Path(args.queries))
+    engine = _engine(args)
+    found, whole = _look(args, out)
+    cases = _own(args, found.cases) if whole else found.cases
+    import radglint
+    from radglint import registry
+    from radglint.batch import run_batch
+    from radglint.batch_options import BatchOptions
+
     options = BatchOptions(
         threshold=args.threshold, masks=args.masks, parquet=args.parquet, retry_failed=args.retry_failed,
-        shard=f"{part}/{parts}", timeout_s=args.timeout_s,
-        memory_bytes=None if args.memory_gb is None else int(args.memory_gb * 1e9),
+        shard="{}/{}".format(*args.shard) if whole else "all", whole=whole, skipped=found.skipped,
+        timeout_s=args.timeout_s, memory_bytes=None if args.memory_gb is None else int(args.memory_gb * 1e9),
     )  # fmt: skip
-    pipeline = radglint.load(args.model if args.model is not None else registry.DEFAULT_MODEL, device=args.device)
-    summary = run_batch(pipeline, cases, queries, out, options)
-    failed = f", {summary.failed} failed: see {out / FAILURES}" if summary.failed else ""
-    print(f"{summary.answered} of {len(cases)} cases answered in {out}{failed}")
+    name = registry.DEFAULT_MODEL if args.model is None else args.model
+    pipeline = radglint.load(name, device=args.device if engine is None else "cpu")  # else the workers compute
+    _report(run_batch(pipeline, cases, queries, out, options, engine), len(cases))
 
 
-def _cases(args: argparse.Namespace, out: Path) -> list[Any]:
-    """The cases of this part; files are counted on a terminal while they are looked at."""
+def _engine(args: argparse.Namespace) -> Any:
+    """Who does the work; None = this process."""
+    if args.engine != "ray":
+        return None
+    from radglint.batch_ray import RayEngine
+
+    return RayEngine(workers=args.workers, device=args.device)
+
+
+def _report(summary: Any, num_cases: int) -> None:
+    from radglint.batch_files import FAILURES, SKIPPED
+
+    failed = f", {summary.failed} failed: see {summary.folder / FAILURES}" if summary.failed else ""
+    print(f"{summary.answered} of {num_cases} cases answered in {summary.folder}{failed}")
+    aside = (summary.folder / SKIPPED).read_bytes().count(b"\n")
+    if aside:
+        print(f"{aside} DICOM objects without an image were left aside: see {summary.folder / SKIPPED}")
+
+
+def _look(args: argparse.Namespace, out: Path) -> tuple[Any, list[Any] | None]:
+    """What there is, counted on a terminal; and all cases, if this run is a part of several."""
     from tqdm import tqdm
 
-    from radglint.batch_cases import find_cases, shard_of
+    from radglint.batch_cases import look_for_cases
+    from radglint.batch_headers import open_headers
 
-    with tqdm(desc="looking", unit="file", disable=None, leave=False) as bar:
-        cases = find_cases(args.inputs, leave_out=out, tick=bar.update)
-    found = shard_of(cases, *args.shard)
-    if args.shard[1] > 1:
-        print(f"{len(found)} of {len(cases)} cases are in this part", file=sys.stderr)
-    return found
+    with tqdm(desc="looking", unit="file", disable=None, leave=False) as bar, open_headers(out) as headers:
+        found = look_for_cases(args.inputs, leave_out=out, headers=headers, tick=bar.update)
+    return found, found.cases if args.shard[1] > 1 else None
+
+
+def _own(args: argparse.Namespace, cases: list[Any]) -> list[Any]:
+    """The cases of this part."""
+    from radglint.batch_cases import shard_of
+
+    own = shard_of(cases, *args.shard)
+    print(f"{len(own)} of {len(cases)} cases are in this part", file=sys.stderr)
+    return own
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -95,6 +152,12 @@ def _positive(text: str) -> float:
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Codes for findings: a phrase in words to a concept of SNOMED CT or DICOM, or to "clinical finding" where none fits.
+"""Codes for findings: a phrase to a concept of SNOMED CT, DICOM or RadLex, or to "clinical finding" where none fits.
 
 The first rule that matches wins, so the narrow ones ("pericardial effusion") stand before the wide ones ("effusion").
 A phrase without a rule is never given a code that is nearly right: the words travel beside the code in any case.
@@ -59,6 +59,11 @@ _RULES: tuple[tuple[str, FindingCode], ...] = tuple(
         (r"(?:hydro)?pneumothora(?:x|ces)", ("36118008", "SCT", "Pneumothorax"), ABNORMAL_STRUCTURE),
         (r"ground[ -]?glass(?: opacit(?:y|ies))?|ggos?", ("112120", "DCM", "Ground glass opacity"), ABNORMAL_STRUCTURE),
         (r"consolidations?|airspace opacit(?:y|ies)", ("95436008", "SCT", "Lung consolidation"), ABNORMAL_STRUCTURE),
+        (
+            r"(?:plate-?like|discoid|linear) atelecta(?:sis|ses)",
+            ("40779009", "SCT", "Plate-like atelectasis"),
+            ABNORMAL_STRUCTURE,
+        ),
         (r"atelecta(?:sis|ses|tic)", ("46621007", "SCT", "Atelectasis"), ABNORMAL_STRUCTURE),
         (r"cardiomegaly|enlarged (?:heart|cardiac)", ("8186001", "SCT", "Cardiomegaly"), ABNORMAL_STRUCTURE),
         (
@@ -66,6 +71,28 @@ _RULES: tuple[tuple[str, FindingCode], ...] = tuple(
             ("112004", "DCM", "Abnormal interstitial pattern"),
             ABNORMAL_STRUCTURE,
         ),
+        (r"honeycomb(?:ing| patterns?| lungs?)?", ("112106", "DCM", "Honeycomb pattern"), ABNORMAL_STRUCTURE),
+        (
+            r"reticulo-?nodular (?:patterns?|opacit(?:y|ies))",
+            ("112065", "DCM", "Reticulonodular pattern"),
+            ABNORMAL_STRUCTURE,
+        ),
+        (
+            r"reticular (?:patterns?|opacit(?:y|ies)|markings?)|reticulations?",
+            ("112113", "DCM", "Reticular pattern"),
+            ABNORMAL_STRUCTURE,
+        ),
+        (r"crazy[ -]paving", ("RID43256", "RADLEX", "crazy-paving pattern"), ABNORMAL_STRUCTURE),
+        (r"tree[ -]in[ -]bud", ("112127", "DCM", "Tree-in-bud sign"), ABNORMAL_STRUCTURE),
+        (r"mosaic (?:patterns?|attenuation|perfusion)", ("112130", "DCM", "Mosaic pattern"), ABNORMAL_STRUCTURE),
+        (r"miliary (?:patterns?|nodules?|opacit(?:y|ies))", ("112129", "DCM", "Miliary pattern"), ABNORMAL_STRUCTURE),
+        (r"air bronchograms?", ("112071", "DCM", "Air bronchogram"), ABNORMAL_STRUCTURE),
+        (r"kerley b lines?", ("112110", "DCM", "Kerley B line"), ABNORMAL_STRUCTURE),
+        (r"septal lines?", ("112114", "DCM", "Septal line(s)"), ABNORMAL_STRUCTURE),
+        (r"air[ -]trapping", ("76171001", "SCT", "Air-trapping"), ABNORMAL_STRUCTURE),
+        (r"bronchiectas[ie]s", ("12295008", "SCT", "Bronchiectasis"), ABNORMAL_STRUCTURE),
+        (r"pulmonary embol(?:isms?|us|i)", ("59282003", "SCT", "Pulmonary embolism"), ABNORMAL_STRUCTURE),
+        (r"(?:lymph)?adenopathy", ("30746006", "SCT", "Lymphadenopathy"), ABNORMAL_STRUCTURE),
         (r"pulmonary (?:o?edema)", ("19242006", "SCT", "Pulmonary edema"), ABNORMAL_STRUCTURE),
         (
             r"pneumomediastinum|mediastinal emphysema",
@@ -84,6 +111,11 @@ _RULES: tuple[tuple[str, FindingCode], ...] = tuple(
         (r"mass(?:es)?", ("4147007", "SCT", "Mass"), ABNORMAL_STRUCTURE),
         (r"rib fractures?|fractured ribs?", ("33737001", "SCT", "Fracture of rib"), ABNORMAL_STRUCTURE),
         (r"hiat(?:al|us) hernias?", ("84089009", "SCT", "Hiatal hernia"), ABNORMAL_STRUCTURE),
+        (
+            r"pacemaker (?:leads?|wires?|electrodes?)",
+            ("360129009", "SCT", "Cardiac pacemaker lead"),
+            PHYSICAL_OBJECT,
+        ),
         (r"pacemakers?", ("14106009", "SCT", "Cardiac pacemaker"), PHYSICAL_OBJECT),
         (
             r"central (?:venous )?(?:lines?|catheters?)",
@@ -92,6 +124,14 @@ _RULES: tuple[tuple[str, FindingCode], ...] = tuple(
         ),
         (r"endotracheal tubes?|et tubes?", ("26412008", "SCT", "Endotracheal tube"), PHYSICAL_OBJECT),
         (r"chest (?:tubes?|drains?)", ("112173", "DCM", "Chest tube"), PHYSICAL_OBJECT),
+        (r"feeding tubes?", ("25062003", "SCT", "Feeding tube"), PHYSICAL_OBJECT),
+        (r"port-?a-?caths?", ("112172", "DCM", "Portacath"), PHYSICAL_OBJECT),
+        (r"(?:ivc|vena cava|caval) filters?", ("257409000", "SCT", "Vena cava filter"), PHYSICAL_OBJECT),
+        (
+            r"(?:prosthetic|artificial|mechanical) (?:heart |aortic |mitral )?valves?|valve prosthes[ie]s",
+            ("25510005", "SCT", "Heart valve prosthesis"),
+            PHYSICAL_OBJECT,
+        ),
     )
 )
 _UNCODED = FindingCode(CLINICAL_FINDING)

@@ -96,6 +96,7 @@ def segmentation(findings: Findings, kind: Kind = "BINARY", *, created: datetime
         _fix_dimension_uid(result, uid_of("dimension"))
         if kind != "BINARY":
             _compress(result)
+        result.ContentCreatorName = ""  # type 2 until 2023; nobody created the content by hand
         if source.positions_mm is None:  # required where no position says how the picture lies (C.7.6.1.1.1)
             result.PatientOrientation = source.first.get("PatientOrientation") or ""
     return result
@@ -150,13 +151,15 @@ def _fraction(finding: Finding) -> np.ndarray:
 
 
 def _refuse_overlap(findings: Findings, pixels: np.ndarray) -> None:
-    for k in range(1, pixels.shape[-1]):
-        for j in range(k):
-            if np.any(pixels[..., j] & pixels[..., k]):
-                names = f"{findings[j].query!r} and {findings[k].query!r}"
-                raise OutputError(
-                    f"{findings.image.path}: the masks of {names} overlap, which a LABELMAP cannot hold; write BINARY"
-                )
+    """Each pixel may belong to one segment; looked at plane by plane, all segments at once."""
+    for plane in pixels:
+        shared = np.argwhere(np.count_nonzero(plane, axis=-1) > 1)
+        if len(shared):
+            first, second = np.flatnonzero(plane[tuple(shared[0])])[:2]
+            names = f"{findings[int(first)].query!r} and {findings[int(second)].query!r}"
+            raise OutputError(
+                f"{findings.image.path}: the masks of {names} overlap, which a LABELMAP cannot hold; write BINARY"
+            )
 
 
 def _compress(dataset: Dataset) -> None:

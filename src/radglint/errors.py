@@ -45,6 +45,14 @@ class TrainingError(InputError):
     """A training run cannot start, go on or be resumed."""
 
 
+class PacsError(InputError):
+    """A PACS refuses what it was asked or sent, or answers with something else."""
+
+
+class PacsUnreachableError(PacsError):
+    """A PACS does not answer, or says that it cannot just now; the same call may work later."""
+
+
 def shown(value: object, most: int = 100) -> str:
     """A value as a message shows it: cut, and never without end, however deeply it is nested."""
     short = reprlib.Repr()

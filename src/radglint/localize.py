@@ -33,6 +33,8 @@ LOGIT_LIMIT = 80.0
 LOGIT_SLACK = 1e-3
 # Slack on token coordinates for the same reason; wider than the drift that counts as axis aligned.
 COORDINATE_SLACK = 1e-2
+# Highest tokens that are tried for a level that some voxel has for sure.
+_TOKENS_TRIED = 256
 # Voxels around a token's centre that are looked through for one that is not lowered much.
 _AROUND_VOX = 8
 Lowering = Callable[[Box], np.ndarray]
@@ -176,14 +178,27 @@ def probability_bytes(
     return steps
 
 
+def _highest(logits: np.ndarray) -> np.ndarray:
+    """Index of the highest tokens, `tokens axes`; of the thousands of a CT a few are enough for a bound."""
+    count = min(_TOKENS_TRIED, logits.size)
+    flat = np.argpartition(logits, logits.size - count, axis=None)[logits.size - count :]
+    return np.stack(np.unravel_index(flat, logits.shape), axis=1)
+
+
+def _seen_at(tokens: np.ndarray, record: PreprocessRecord) -> np.ndarray:
+    """The native voxels nearest to tokens, those that the model saw, `voxels axes`."""
+    nearest = np.clip(np.rint(record.grid_to_native(tokens)), 0, np.array(record.native_shape) - 1)
+    return nearest[record.is_seen(nearest)].astype(int)
+
+
 def _reached_level(logits: np.ndarray, record: PreprocessRecord, lowering: Lowering | None) -> float:
     """A logit that some seen native voxel has for sure: that of the best voxel next to a token's centre.
 
     Where voxels are lowered, the best block around such a voxel is looked through.
     """
-    tokens = np.argwhere(np.ones(record.grid_shape, dtype=bool))
-    nearest = np.clip(np.rint(record.grid_to_native(tokens)), 0, np.array(record.native_shape) - 1)
-    nearest = nearest[record.is_seen(nearest)].astype(int)
+    nearest = _seen_at(_highest(logits), record)
+    if not len(nearest):  # the highest ones all lie outside the image
+        nearest = _seen_at(np.argwhere(np.ones(record.grid_shape, dtype=bool)), record)
     if not len(nearest):
         return -np.inf
     values = ndimage.map_coordinates(logits, record.native_to_grid_points(nearest).T, order=1, mode="nearest")

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from radglint.server.logs import place_of
 
@@ -81,7 +82,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal)
 
 
-def _http(_: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
     """What Starlette itself refuses: an unknown path or method, a body that is no form."""
     status = getattr(error, "status_code", 500)
     if status == HTTPStatus.NOT_FOUND:
@@ -89,7 +90,17 @@ def _http(_: Request, error: Exception) -> JSONResponse:
     detail = "this method is not allowed here" if status == HTTPStatus.METHOD_NOT_ALLOWED else "not a valid request"
     response = Problem(status, HTTPStatus(status).phrase.lower().replace(" ", "-"), detail).response()
     response.headers.update(getattr(error, "headers", None) or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     return response
+
+
+def _methods_of(request: Request) -> set[str]:
+    """The methods of a path as documented: those of the most literal pattern that it fits."""
+    paths = request.app.openapi()["paths"]
+    alike = [path for path in paths if compile_path(path)[0].match(request.url.path)]
+    literal = min(alike, key=lambda path: path.count("{"), default=None)
+    return {method.upper() for method in paths[literal]} if literal else set()
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:

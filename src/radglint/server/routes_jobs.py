@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -66,6 +66,12 @@ def cancel(job_id: JobId, service: ServiceOf) -> Any:
         service.metrics.jobs.labels("cancelled").inc()
         service.hub.settle(job_id)
     return service.job(job_id)
+
+
+@router.get("/{job_id}/cancel", include_in_schema=False)
+def only_posted_to(job_id: JobId) -> None:
+    """Else this would be taken for a result."""
+    raise HTTPException(405)
 
 
 @router.delete("/{job_id}", status_code=204, responses=declared(404))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -43,6 +43,12 @@ def from_pacs(asked: DicomwebRequest, service: ServiceOf) -> Any:
     service.database.add_study({"id": study_id, "name": name, "source": source, "size_bytes": 0})
     service.dispatcher.wake()
     return service.study(study_id)
+
+
+@router.api_route("/dicomweb", methods=["GET", "DELETE"], include_in_schema=False)
+def only_posted_to() -> None:
+    """Else this would be taken for the id of a study."""
+    raise HTTPException(405)
 
 
 @router.get("", response_model=StudyList, responses=declared())

@@ -34,7 +34,8 @@ def _is_query(text: str) -> str:
     return text
 
 
-Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS), AfterValidator(_is_query)]
+_WORDS = {"min_length": 1, "max_length": MAX_QUERY_CHARACTERS, "pattern": "[A-Za-z]{2}"}
+Query = Annotated[str, Field(**_WORDS), AfterValidator(_is_query)]
 
 
 class Document(BaseModel):

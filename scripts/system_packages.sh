@@ -42,6 +42,12 @@ find_missing() {
     need chromium chromium
     need postgresql '/usr/lib/postgresql/*/bin/initdb' '/usr/lib/postgresql/*/bin/pg_ctl'
     need npm npm
+    need xvfb Xvfb # napari draws with OpenGL, on a screen that nobody looks at
+    need libgl1 '/usr/lib/*/libGL.so.1'
+    need libegl1 '/usr/lib/*/libEGL.so.1'
+    need libxcb-cursor0 '/usr/lib/*/libxcb-cursor.so.0'
+    need libxcb-icccm4 '/usr/lib/*/libxcb-icccm.so.4'
+    need libxcb-keysyms1 '/usr/lib/*/libxcb-keysyms.so.1'
     missing=${missing# }
     [ -n "$missing" ]
 }

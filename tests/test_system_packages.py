@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "system_packages.sh"
-PROGRAMS = ("Orthanc", "dcmdump", "dsrdump", "dsr2xml", "dcm2json", "dcm2pnm", "dciodvfy", "chromium", "npm")
+PROGRAMS = ("Orthanc", "dcmdump", "dsrdump", "dsr2xml", "dcm2json", "dcm2pnm", "dciodvfy", "chromium", "npm", "Xvfb")
 FILES = (
     "usr/share/orthanc/plugins/libOrthancDicomWeb.so.1.7",
     "usr/lib/postgresql/15/bin/initdb",
     "usr/lib/postgresql/15/bin/pg_ctl",
+    *(
+        f"usr/lib/x86_64-linux-gnu/{name}"
+        for name in ("libGL.so.1", "libEGL.so.1", "libxcb-cursor.so.0", "libxcb-icccm.so.4", "libxcb-keysyms.so.1")
+    ),
 )
 
 

@@ -282,3 +282,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     while time.monotonic() < end and not condition():
         threading.Event().wait(0.05)
     return condition()
+
+
+def test_a_deflated_data_set_is_not_taken(tmp_path: Path) -> None:
+    """It would be unpacked in memory, to a thousand times its size, before anything of it can be checked."""
+    taken = {str(syntax) for context in receiver_module._node(ReceiverConfig()).supported_contexts
+             for syntax in context.transfer_syntax}  # fmt: skip
+    assert "1.2.840.10008.1.2.4.90" in taken
+    assert not taken & {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}

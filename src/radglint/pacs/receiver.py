@@ -28,6 +28,7 @@ from radglint.writing import output_errors, whole_file
 
 SUCCESS, PROCESSING_FAILURE, INVALID_INSTANCE = 0x0000, 0x0110, 0x0117
 OUT_OF_RESOURCES, NOT_AS_SAID, CANNOT_UNDERSTAND = 0xA700, 0xA900, 0xC000
+DEFLATED = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205", "1.2.840.10008.1.2.8.1")
 TICK_S = 0.2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LEVELS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -199,12 +200,16 @@ class Receiver:
 
 
 def _node(config: ReceiverConfig) -> Any:
-    """The application entity: every storage class in every transfer syntax, and C-ECHO."""
+    """The application entity: every storage class in every transfer syntax that is not deflated, and C-ECHO.
+
+    A deflated data set is unpacked in memory before its UIDs can be looked at, to a thousand times its size.
+    """
     pynetdicom = import_pynetdicom()
+    syntaxes = [syntax for syntax in pynetdicom.ALL_TRANSFER_SYNTAXES if syntax not in DEFLATED]
     node = pynetdicom.AE(ae_title=config.title)
     for context in pynetdicom.AllStoragePresentationContexts:
-        node.add_supported_context(context.abstract_syntax, pynetdicom.ALL_TRANSFER_SYNTAXES)
-    node.add_supported_context("1.2.840.10008.1.1")  # Verification
+        node.add_supported_context(context.abstract_syntax, syntaxes)
+    node.add_supported_context("1.2.840.10008.1.1", syntaxes)  # Verification
     node.maximum_associations = config.max_associations
     node.maximum_pdu_size = config.max_pdu_bytes
     node.acse_timeout = node.dimse_timeout = node.network_timeout = config.idle_timeout_s

@@ -29,7 +29,6 @@ SECRETS = {
 PLACES = {
     "a home folder": r"/(?:home|Users)/(?!you\b|user\b|me\b|radglint\b)[a-z][\w.-]+/",
     "a folder of root": r"(?<![\w.])/root/",
-    "a folder of this workplace": r"(?<![\w./])/work/(?:main|shared|w|fresh)\b",
 }
 PATTERNS = {name: re.compile(pattern) for name, pattern in (SECRETS | PLACES).items()}
 OWN = ("tests/test_repository.py",)
@@ -55,7 +54,6 @@ def found_in(text: str) -> list[str]:
         ("token = 'ghp_" + "a1" * 20 + "'", "a GitHub token"),
         ("postgresql://radglint:" + "hunter22" + "@db/x", "a password in an address"),
         ("see /home/" + "alice/data/x", "a home folder"),
-        ("cd /work/" + "main", "a folder of this workplace"),
     ],
 )
 def test_the_patterns_find_what_they_are_for(text, name):

@@ -102,7 +102,8 @@ def test_dry_run_says_and_does_nothing(tmp_path: Path) -> None:
     machine.apt()
     run = machine.run("--dry-run")
     assert run.returncode == 0
-    assert run.stdout.splitlines()[-2].endswith("orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql npm")
+    wanted = " orthanc orthanc-dicomweb dcmtk dicom3tools chromium postgresql npm xvfb libgl1 "
+    assert wanted in run.stdout.splitlines()[-2]
     assert not machine.log.exists()
     assert not machine.policy.exists()
 

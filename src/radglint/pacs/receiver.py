@@ -209,7 +209,7 @@ def _node(config: ReceiverConfig) -> Any:
     node = pynetdicom.AE(ae_title=config.title)
     for context in pynetdicom.AllStoragePresentationContexts:
         node.add_supported_context(context.abstract_syntax, syntaxes)
-    node.add_supported_context("1.2.840.10008.1.1")  # Verification
+    node.add_supported_context("1.2.840.10008.1.1", syntaxes)  # Verification
     node.maximum_associations = config.max_associations
     node.maximum_pdu_size = config.max_pdu_bytes
     node.acse_timeout = node.dimse_timeout = node.network_timeout = config.idle_timeout_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import socket
 import subprocess
@@ -31,6 +32,12 @@ DX = DigitalXRayImageStorageForPresentation
 QUICK = Caller(timeout_s=20.0)
 # pynetdicom leaves a socket that could not connect to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_socket_is_left_to_other_tests() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 @contextmanager

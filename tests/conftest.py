@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 # processes compute is compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from orthanc import orthanc, orthanc_of_session  # noqa: E402, F401 (fixtures)
-from pacs_inputs import pacs_model  # noqa: E402, F401 (fixture)
+from orthanc import orthanc, orthanc_of_session  # noqa: F401 (fixtures)
+from pacs_inputs import pacs_model  # noqa: F401 (fixture)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

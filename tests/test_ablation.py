@@ -30,7 +30,7 @@ from train_runs import RECIPES, tiny_run
 def test_every_variant_is_a_configuration_and_differs(tmp_path: Path, recipe: str) -> None:
     config = tiny_run(tmp_path, recipe)
     variants = variants_for(config)
-    has = {"patch dropout"} | ({"evidence loss from the start"} if recipe == "cxr_base" else set())  # would change nothing
+    has = {"patch dropout"} | ({"evidence loss from the start"} if recipe == "cxr_base" else set())  # change nothing
     assert set(variants) == {*VARIANTS, *(PAIR_VARIANTS if recipe == "cxr_base" else CACHED_VARIANTS)} - has
     made = [changed(config, changes, Path("x"), 0, None).model_dump_json() for changes in variants.values()]
     repeated = {"cosine anchor"} if recipe == "cxr_base" else set()  # what the recipe has already

@@ -27,7 +27,7 @@ _NUM_FREQUENCIES = 4
 _LUNG_ENDS = (0.02, 0.98)  # quantiles of the lung's mass along its height that count as top and bottom
 _ZONE_SOFTNESS = 0.06  # of the lung's height, at the border of two thirds
 LUNG_MARGIN = 3.0  # the field leaves dense lung alone: its edge is where aerated lung is 1 to 20
-_HEART_TOP = 0.42  # of the lungs' height, from where on what lies between the lungs is heart
+_HEART_ENDS = (0.42, 1.1)  # of the lungs' height, between which what lies between the lungs is heart
 _LEAST = 1e-6  # probability of heart that the logarithm is still taken of
 
 
@@ -144,8 +144,9 @@ def _heart(lung: torch.Tensor, left: torch.Tensor, heights: torch.Tensor, grid: 
     right_of = (sharp - left_lung).cummax(dim=-1).values
     left_of = left_lung.flip(-1).cummax(dim=-1).values.flip(-1)
     share = _share_of_height(sharp.flatten(2), heights)
-    low = torch.sigmoid((share - _HEART_TOP) / _ZONE_SOFTNESS) * torch.sigmoid((1 - share) / _ZONE_SOFTNESS)
-    return ((1 - sharp) * right_of * left_of).flatten(2).mul(low).clamp_min(_LEAST).log()
+    top, bottom = _HEART_ENDS
+    at_height = torch.sigmoid((share - top) / _ZONE_SOFTNESS) * torch.sigmoid((bottom - share) / _ZONE_SOFTNESS)
+    return ((1 - sharp) * right_of * left_of).flatten(2).mul(at_height).clamp_min(_LEAST).log()
 
 
 def heart_logits(field: torch.Tensor) -> torch.Tensor:

@@ -169,7 +169,8 @@ def pack_case(case: Case) -> bytes:
 def unpack_case(packed: bytes) -> Case:
     """What `pack_case` made."""
     fields = _unpack(packed)
-    return Case(**fields | {"files": tuple(Path(file) for file in fields["files"])})
+    fields["files"] = tuple(Path(file) for file in fields["files"])
+    return Case(**fields)
 
 
 def pack_outcome(outcome: Outcome) -> bytes:

@@ -23,6 +23,15 @@ def test_log_share_equals_its_naive_form(low: float | None, high: float | None) 
     assert (got <= 0).all()
 
 
+def test_whole_numbers_are_looked_up_to_the_same_bits() -> None:
+    hu = np.random.default_rng(0).integers(-1100, 3000, (40, 40, 40)).astype(np.float32)
+    fits = DensityRange(low_hu=-400, high_hu=60.5)
+    np.testing.assert_array_equal(fits.log_share(hu), fits._computed(hu))
+    broken = hu + np.float32(0.25) * (np.arange(40) == 7)
+    np.testing.assert_array_equal(fits.log_share(broken), fits._computed(broken))
+    assert fits.log_share(hu[:0]).shape == (0, 40, 40)
+
+
 def test_an_end_of_the_range_is_one_half() -> None:
     assert np.exp(DensityRange(low_hu=-400).log_share(np.array([-400.0])))[0] == pytest.approx(0.5)
 

@@ -108,27 +108,26 @@ def _native_logits(
     return logits if lowering is None else logits + lowering(box)
 
 
-def _token_reach(record: PreprocessRecord, box: Box) -> tuple[slice, ...]:
-    """All tokens that the voxels of a native box are interpolated from."""
+def _token_reach(record: PreprocessRecord, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens that the voxels of native boxes are interpolated from: first and stop, each `boxes axes`."""
     linear = record.native_to_grid[:-1, :-1]
-    ends = np.array([[start, stop - 1] for start, stop in box], dtype=np.float64)
-    spans = linear[:, :, None] * ends
+    ends = np.stack([starts, stops - 1], axis=-1).astype(np.float64)
+    spans = linear[None, :, :, None] * ends[:, None]
     shift = record.native_to_grid[:-1, -1]
     limit = np.array(record.grid_shape) - 1
-    low = np.clip(np.floor(spans.min(axis=2).sum(axis=1) + shift - COORDINATE_SLACK), 0, limit).astype(int)
-    high = np.clip(np.floor(spans.max(axis=2).sum(axis=1) + shift + COORDINATE_SLACK) + 1, 0, limit).astype(int)
-    return tuple(slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
+    low = np.clip(np.floor(spans.min(axis=3).sum(axis=2) + shift - COORDINATE_SLACK), 0, limit).astype(int)
+    high = np.clip(np.floor(spans.max(axis=3).sum(axis=2) + shift + COORDINATE_SLACK) + 1, 0, limit).astype(int)
+    return low, high + 1
 
 
 def _hot_blocks(hot: np.ndarray, record: PreprocessRecord) -> Iterator[Box]:
     """Native blocks, not overlapping, that hold every voxel with a hot token around it."""
     sides = BLOCK_VOX[len(record.native_shape)]
-    starts = (range(0, size, side) for size, side in zip(record.native_shape, sides, strict=True))
-    for corner in product(*starts):
-        stops = (min(c + side, n) for c, side, n in zip(corner, sides, record.native_shape, strict=True))
-        box = tuple(zip(corner, stops, strict=True))
-        if hot[_token_reach(record, box)].any():
-            yield box
+    starts = np.array(list(product(*map(range, [0] * len(sides), record.native_shape, sides))))
+    stops = np.minimum(starts + sides, record.native_shape)
+    for start, stop, first, last in zip(starts, stops, *_token_reach(record, starts, stops), strict=True):
+        if hot[tuple(map(slice, first, last))].any():
+            yield tuple(zip(start.tolist(), stop.tolist(), strict=True))
 
 
 def threshold_mask(
@@ -247,12 +246,13 @@ def peak(
 
 def _bounds(mask: np.ndarray) -> tuple[slice, ...] | None:
     """The smallest box that holds a mask; None if it is empty."""
-    bounds = []
+    bounds, part = [], mask  # each axis looks only at what the ones before it left
     for axis in range(mask.ndim):
-        used = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        used = np.flatnonzero(part.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         if not used.size:
             return None
         bounds.append(slice(int(used[0]), int(used[-1]) + 1))
+        part = mask[tuple(bounds)]
     return tuple(bounds)
 
 
@@ -296,8 +296,11 @@ def boxes(mask: np.ndarray) -> list[tuple[int, ...]]:
         Zero-based half-open boxes, starts then stops: (y0, x0, y1, x1) or (z0, y0, x0, z1, y1, x1).
     """
     whole = _bounds(mask)
-    if whole is None:
-        return []
+    return [] if whole is None else _boxes(mask, whole)
+
+
+def _boxes(mask: np.ndarray, whole: tuple[slice, ...]) -> list[tuple[int, ...]]:
+    """`boxes` of a mask that lies within `whole`."""
     part = mask[whole] if mask.ndim == 3 else mask[whole][None]
     starts, lengths = _runs(part)
     piece = _pieces(starts, lengths, part.shape[1], part.shape[2])
@@ -330,4 +333,8 @@ def measure(mask: np.ndarray, affine: np.ndarray | None) -> Measured:
         mask: bool, native grid.
         affine: 4x4 from array index to mm, or None in 2D.
     """
-    return Measured(area_px(mask), boxes(mask), None if affine is None else volume_ml(mask, affine))
+    whole = _bounds(mask)
+    if whole is None:
+        return Measured(0, [], None if affine is None else 0.0)
+    part = mask[whole]  # the rest of a CT is empty and need not be looked through again
+    return Measured(area_px(part), _boxes(mask, whole), None if affine is None else volume_ml(part, affine))

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader
 from starlette.middleware.cors import CORSMiddleware
 
-from radglint.server import monai, problems, routes_jobs, routes_service, routes_studies
+from radglint.server import monai, problems, routes_images, routes_jobs, routes_service, routes_studies
 from radglint.server.access import Gate
 from radglint.server.limits import App, BodyLimits
 from radglint.server.service import PREFIX, Service
@@ -50,7 +50,7 @@ def create_routes(service: Service, version: str) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     needed: list[Any] = [key] if service.config.keys else []
-    for router in (routes_studies.router, routes_jobs.router, monai.router):
+    for router in (routes_studies.router, routes_images.router, routes_jobs.router, monai.router):
         app.include_router(router, dependencies=needed)
     app.include_router(routes_service.router)
     routes_service.add_viewer(app)

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radglint.errors import ConfigError
-from radglint.server.volumes import label_map, on_grid
+from radglint.server.volumes import FAST, around_marks, label_map, on_grid
 from radglint.writing import png_bytes, whole_file, write_bytes, write_nifti, write_text
 
 if TYPE_CHECKING:
     from radglint.finding import Finding
     from radglint.findings import Findings
-
-FAST = 1  # gzip level: maps are mostly empty, and somebody waits
 
 
 def make(findings: Findings, kind: str, index: int, folder: Path) -> Path:
@@ -34,8 +32,7 @@ def make(findings: Findings, kind: str, index: int, folder: Path) -> Path:
         InputError: the image does not allow it, such as DICOM of a picture.
         OutputError: no space, for example.
     """
-    name = f"{index}_{kind}" if kind in OF_FINDING else kind
-    path = folder / name
+    path = place_of(kind, index, folder)
     if path.is_file():
         return path
     if kind in OF_FINDING:
@@ -45,13 +42,23 @@ def make(findings: Findings, kind: str, index: int, folder: Path) -> Path:
     return path
 
 
+def place_of(kind: str, index: int, folder: Path) -> Path:
+    """Where a result lies once it is made; arguments as for `make`."""
+    return folder / (f"{index}_{kind}" if kind in OF_FINDING else kind)
+
+
 def write_volume(path: Path, nifti: Any) -> Path:
-    """Write a nibabel image as .nii.gz, quickly."""
-    return write_bytes(path, gzip.compress(nifti.to_bytes(), FAST, mtime=0))
+    """Write a nibabel image as .nii, or quickly as .nii.gz."""
+    content = nifti.to_bytes()
+    return write_bytes(path, gzip.compress(content, FAST, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _probability(finding: Finding, path: Path) -> None:
     write_volume(path, on_grid(finding.probability_bytes(), finding.image))
+
+
+def _probability_box(finding: Finding, path: Path) -> None:
+    write_volume(path, around_marks(on_grid(finding.probability_bytes(), finding.image)))
 
 
 def _mask_nifti(finding: Finding, path: Path) -> None:
@@ -102,6 +109,7 @@ def _everything(findings: Findings, path: Path) -> None:
 
 OF_FINDING: dict[str, Callable[[Finding, Path], None]] = {
     "probability.nii.gz": _probability,
+    "probability_box.nii.gz": _probability_box,
     "mask.nii.gz": _mask_nifti,
     "mask.png": _mask_png,
     "overlay.png": _overlay,

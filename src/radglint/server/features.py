@@ -17,8 +17,10 @@ from radglint.preprocess import PreprocessRecord
 from radglint.writing import whole_file
 
 if TYPE_CHECKING:
+    from radglint.findings import Findings
     from radglint.pipeline import EncodedImage
 
+ANSWERS_KEPT = 16  # whoever has an answer asks for its map next
 _PARTS = ("tokens", "places", "native_to_grid", "native_shape", "grid_shape", "about")
 
 
@@ -32,6 +34,7 @@ class FeatureCache:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._entries: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, str], Findings] = OrderedDict()
         self._lock = threading.Lock()
         self.hits = self.misses = 0
 
@@ -57,12 +60,30 @@ class FeatureCache:
             self._entries[study_id] = encoded
             self._entries.move_to_end(study_id)
             while len(self._entries) > 1 and self._bytes() > self._limit_bytes:
-                self._entries.popitem(last=False)
+                self._drop(next(iter(self._entries)))
+
+    def keep_answer(self, study_id: str, job_id: str, findings: Findings) -> None:
+        """Keep the last few answers, each as long as its study is in memory: they hold its pixels."""
+        with self._lock:
+            if study_id in self._entries:
+                self._answers[study_id, job_id] = findings
+                while len(self._answers) > ANSWERS_KEPT:
+                    self._answers.popitem(last=False)
+
+    def answer(self, study_id: str, job_id: str) -> Findings | None:
+        """An answer of `keep_answer`, if it is still there."""
+        with self._lock:
+            return self._answers.get((study_id, job_id))
 
     def forget(self, study_id: str) -> None:
         """Drop a study."""
         with self._lock:
-            self._entries.pop(study_id, None)
+            self._drop(study_id)
+
+    def _drop(self, study_id: str) -> None:
+        self._entries.pop(study_id, None)
+        for key in [key for key in self._answers if key[0] == study_id]:
+            del self._answers[key]
 
     def status(self) -> dict[str, int]:
         """Bytes, entries, hits and misses so far."""

@@ -3,7 +3,7 @@
 * `data/radglint.sqlite`: the data base, if no other was given
 * `data/tmp/`: bodies on their way in; emptied at every start
 * `data/studies/ID/source/`: the files as they came, numbered
-* `data/studies/ID/volume.nii.gz`: the image for display
+* `data/studies/ID/volume.nii`: the image for display (`volume.nii.gz` once somebody asked for it)
 * `data/studies/ID/features.npz`: tokens of the model
 * `data/studies/ID/jobs/JOB/`: token logits of an answer, and the results that were asked for
 """

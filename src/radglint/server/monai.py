@@ -22,8 +22,10 @@ from radglint.server import uploads
 from radglint.server.database import Row
 from radglint.server.folders import ID_PATTERN, new_id
 from radglint.server.problems import Problem, declared, not_found
+from radglint.server.routes_images import image_file
 from radglint.server.schemas import MAX_QUERIES, MAX_QUERY_CHARACTERS
 from radglint.server.service import JOB_ENDS, STUDY_ENDS, Service, ServiceOf
+from radglint.server.volumes import PACKED
 
 router = APIRouter(tags=["MONAI Label"])
 INFER_S = 600.0
@@ -85,11 +87,7 @@ def remove_image(service: ServiceOf, id: Annotated[str, Query(pattern=ID_PATTERN
             responses=declared(404, 409) | {200: {"content": {"application/gzip": {}}}})  # fmt: skip
 def image(service: ServiceOf, image: Annotated[str, Query(pattern=ID_PATTERN)]) -> Any:
     """The image as NIfTI."""
-    service.study(image)
-    path = service.folders.study(image) / "volume.nii.gz"
-    if not path.is_file():
-        raise Problem(409, "not-ready", "the image is not read yet, or cannot be")
-    return service.file(path, "application/gzip", f"{image}.nii.gz")
+    return image_file(service, image, PACKED, f"{image}.nii.gz")
 
 
 @router.put("/session/", responses=declared(409), openapi_extra=uploads.form_schema("files"))

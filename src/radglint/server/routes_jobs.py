@@ -16,7 +16,7 @@ from radglint.server.schemas import Index, Job, JobId, JobList, JobRequest
 from radglint.server.service import JOB_ENDS, PREFIX, Service, ServiceOf
 
 router = APIRouter(prefix=f"{PREFIX}/jobs", tags=["jobs"])
-OfFinding = Literal["probability.nii.gz", "mask.nii.gz", "mask.png", "overlay.png"]
+OfFinding = Literal["probability.nii.gz", "probability_box.nii.gz", "mask.nii.gz", "mask.png", "overlay.png"]
 OfJob = Literal["report.html", "seg.dcm", "sr.dcm", "all.zip", "labels.nii.gz"]
 MEDIA = {
     ".gz": "application/gzip", ".png": "image/png", ".html": "text/html", ".dcm": "application/dicom",
@@ -97,7 +97,10 @@ def report(job_id: JobId, service: ServiceOf) -> dict[str, Any]:
     responses=declared(404, 409, 503) | _files(".gz", ".png"),
 )  # fmt: skip
 async def of_finding(job_id: JobId, index: Index, result: OfFinding, service: ServiceOf) -> Any:
-    """A map or mask on the grid of `volume.nii.gz` (uint8; a probability of 1 is 255), a mask as PNG, or an overlay."""
+    """A map or mask on the grid of `volume.nii.gz` (uint8; a probability of 1 is 255), a mask as PNG, or an overlay.
+
+    `probability_box.nii.gz` is the part of the map around all that is above 0; its affine tells where it lies.
+    """
     row = await run_in_threadpool(service.job_row, job_id)
     if result == "mask.png" and row["document"] and row["document"]["image"]["modality"] == "CT":
         raise Problem(409, "no-such-result", "the mask of a CT is a volume; get mask.nii.gz")

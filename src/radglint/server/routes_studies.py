@@ -74,16 +74,3 @@ async def events(study_id: StudyId, service: ServiceOf) -> Any:
 def delete(study_id: StudyId, service: ServiceOf) -> None:
     """Delete a study: its files, features, jobs and results."""
     service.delete_study(study_id)
-
-
-@router.get(
-    "/{study_id}/volume.nii.gz", response_class=FileResponse,
-    responses=declared(404, 409) | {200: {"description": "the image for display", "content": {"application/gzip": {}}}},
-)  # fmt: skip
-def volume(study_id: StudyId, service: ServiceOf) -> Any:
-    """The image as NIfTI, from the state encoding on: CT in HU (int16) as it lies; a radiograph as one slice."""
-    study = service.study(study_id)
-    path = service.folders.study(study_id) / "volume.nii.gz"
-    if not path.is_file():
-        raise Problem(409, "not-ready", f"the study is {study['state']}, so there is no image to show")
-    return service.file(path, "application/gzip", "volume.nii.gz")

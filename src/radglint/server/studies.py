@@ -18,7 +18,7 @@ from radglint.reading import list_files, read_image
 from radglint.server import artifacts
 from radglint.server.dicomweb import fetch_series
 from radglint.server.features import FeatureCache, load_features, save_features
-from radglint.server.volumes import display_volume
+from radglint.server.volumes import VOLUME, display_volume
 from radglint.writing import whole_file
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from radglint.pipeline import EncodedImage, GlintAnswerer, Pipeline
 
 Report = Callable[[dict[str, Any]], None]
-VOLUME, FEATURES, LOGITS = "volume.nii.gz", "features.npz", "logits.npy"
+FEATURES, LOGITS = "features.npz", "logits.npy"
 
 
 class Studies:
@@ -101,16 +101,22 @@ class Studies:
             part = self._part(findings, start, len(job["queries"]))
             start += len(job["queries"])
             self._save_logits(study_id, job["id"], part)
+            self.cache.keep_answer(study_id, job["id"], part)
             documents.append(_without_paths(part, encoded.image))
         return documents
 
     def artifact(self, task: dict[str, Any]) -> str:
         """Make a result of an answer that was given before; returns its path."""
-        encoded = self.encoded(task["study"], task["name"])
-        with self._asking:
-            asked = self.pipeline.ask(encoded, task["queries"], task["threshold"])
         folder = self.root / task["study"] / "jobs" / task["job"]
-        findings = self._as_answered(asked, folder, task["values"])
+        made = artifacts.place_of(task["result"], task["index"], folder)
+        if made.is_file():
+            return str(made)
+        findings = self.cache.answer(task["study"], task["job"])
+        if findings is None:
+            encoded = self.encoded(task["study"], task["name"])
+            with self._asking:
+                asked = self.pipeline.ask(encoded, task["queries"], task["threshold"])
+            findings = self._as_answered(asked, folder, task["values"])
         return str(artifacts.make(findings, task["result"], task["index"], folder))
 
     def forget(self, study_id: str) -> None:

@@ -3,21 +3,31 @@
 A CT keeps the geometry of its source. A radiograph becomes a volume of one slice that stands upright in a coronal view
 in radiological convention: columns run to the patient's left, rows to the feet, as a film on a light box is looked at.
 Whether its left really is there the pixels do not say. Without known spacing a pixel is a millimetre.
+
+The image lies on the disk as it is drawn, not compressed: unpacking 70 MB takes a browser longer than all the rest.
 """
 
 from __future__ import annotations
 
+import gzip
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from radglint.geometry import apply_affine
 from radglint.image import MedicalImage
 from radglint.mask_nifti import volume_to_nifti
+from radglint.writing import whole_file
 
 if TYPE_CHECKING:
     from radglint.findings import Findings
 
 BRIGHTNESS_STEPS = 65535
+VOLUME, PACKED = "volume.nii", "volume.nii.gz"
+FAST = 1  # gzip level: somebody waits
+COPY_BYTES = 1 << 20
 
 
 def display_volume(image: MedicalImage) -> Any:
@@ -34,6 +44,56 @@ def display_volume(image: MedicalImage) -> Any:
 def on_grid(array: np.ndarray, image: MedicalImage) -> Any:
     """A uint8 map on the native grid as a nibabel NIfTI that lies exactly on `display_volume`."""
     return _upright(array, image) if image.affine is None else volume_to_nifti(array, image, "radglint map")
+
+
+def around_marks(nifti: Any) -> Any:
+    """The smallest part of a map that holds all its voxels above 0 and one more on every side; its affine tells where.
+
+    Args:
+        nifti: what `on_grid` made.
+
+    Returns:
+        A nibabel NIfTI; the first voxel alone where all are 0.
+    """
+    import nibabel as nib
+
+    values = np.asarray(nifti.dataobj)
+    bounds = [slice(0, 1)] * values.ndim
+    for axis in reversed(range(values.ndim)):  # each axis looks only at what the ones before it left
+        part = values[(slice(None),) * (axis + 1) + tuple(bounds[axis + 1 :])]
+        used = np.flatnonzero(part.any(axis=tuple(a for a in range(values.ndim) if a != axis)))
+        if used.size:
+            bounds[axis] = slice(max(0, int(used[0]) - 1), int(used[-1]) + 2)
+    affine = nifti.header.get_best_affine()
+    affine[:3, 3] = apply_affine(affine, np.array([bound.start for bound in bounds], dtype=np.float64))
+    part = nib.Nifti1Image(values[tuple(bounds)], affine)
+    part.header.set_xyzt_units("mm")
+    return part
+
+
+def display_file(folder: Path, name: str) -> Path:
+    """Where a study's image for display lies; packed or unpacked now, if only the other one is there.
+
+    Args:
+        folder: of the study.
+        name: `VOLUME` or `PACKED`.
+
+    Returns:
+        The path; there is no file as long as the study is not read.
+
+    Raises:
+        OutputError: no space, for example.
+    """
+    path, other = folder / name, folder / (PACKED if name == VOLUME else VOLUME)
+    if not path.is_file() and other.is_file():
+        with whole_file(path) as sink:
+            if name == VOLUME:
+                with gzip.open(other) as source:
+                    shutil.copyfileobj(source, sink, COPY_BYTES)
+            else:
+                with other.open("rb") as source, gzip.GzipFile("", "wb", FAST, sink, mtime=0) as packed:
+                    shutil.copyfileobj(source, packed, COPY_BYTES)
+    return path
 
 
 def label_map(findings: Findings) -> np.ndarray:

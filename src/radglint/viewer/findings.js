@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { Card } from "./card.js";
 import { byId, two } from "./dom.js";
 import { COLOURS, Layer } from "./layer.js";
-import { readNifti } from "./nifti.js";
+import { cornerOf, readNifti } from "./nifti.js";
 
 export class FindingList {
   /** `stage` draws, `tell` shows a problem. */
@@ -74,14 +74,14 @@ export class FindingList {
 
   async #loadMap(layer, signal) {
     if (this.drawn.length >= COLOURS.length) layer.visible = false;
-    const map = await readNifti(await api.bytes(layer.finding.links.probability, signal));
+    const map = await readNifti(await api.bytes(layer.finding.links.probability_box, signal));
     if (signal.aborted) return;
     const texture = await this.stage.addMap(map);
     if (signal.aborted) {
       this.stage.freeMap(texture);
       return;
     }
-    layer.takeMap(map, texture);
+    layer.takeMap(map, cornerOf(map, this.stage.volume), texture);
     this.toPeak(layer);
     this.#changed(layer);
     this.#here();

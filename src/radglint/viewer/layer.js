@@ -63,13 +63,15 @@ export class Layer {
     return { word: verdict, kind: decision === "out of scope" ? "unasked" : decision };
   }
 
-  /** Takes the map; counts how many voxels have each of its 256 values or more. */
-  takeMap(map, texture) {
+  /** Takes the part of the map that is not 0, from voxel `corner` on; counts how many voxels reach each of 255 values. */
+  takeMap(map, corner, texture) {
+    const { values } = map;
     const counts = new Uint32Array(257);
-    for (const value of map.values) counts[value]++;
+    for (let n = 0; n < values.length; n++) counts[values[n]]++;
     for (let value = 254; value >= 0; value--) counts[value] += counts[value + 1];
     this.reached = counts;
     this.map = map;
+    this.corner = corner;
     this.texture = texture;
   }
 
@@ -98,13 +100,17 @@ export class Layer {
 
   /** Probability at voxel [i, j, k], or null without a map. */
   at(index) {
-    return this.map ? valueAt({ ...this.map, slope: 1, intercept: 0 }, index) / 255 : null;
+    if (!this.map) return null;
+    const inside = index.map((n, axis) => n - this.corner[axis]);
+    if (!inside.every((n, axis) => n >= 0 && n < this.map.size[axis])) return 0;
+    return valueAt({ ...this.map, slope: 1, intercept: 0 }, inside) / 255;
   }
 
   /** What the stage needs to draw it. */
   get drawing() {
     const level = this.isBelow ? BEYOND : (this.leastByte - 0.5) / 255;
-    return { texture: this.texture, rgb: channels(this.colour.hex), opacity: this.opacity, level };
+    const { texture, corner, opacity } = this;
+    return { texture, corner, size: this.map.size, rgb: channels(this.colour.hex), opacity, level };
   }
 
   get isDrawn() {

@@ -60,8 +60,14 @@ class Page {
   async show(study, isPast) {
     await this.joined;
     this.findings.setStudy(study.id);
-    const volume = await readNifti(await api.bytes(`/studies/${study.id}/volume.nii.gz`));
+    const volume = await readNifti(await api.bytes(`/studies/${study.id}/volume.nii`));
     if (isPast()) return;
+    await this.stage.holding(() => this.#put(study, volume));
+    byId("messages").replaceChildren();
+    if (matchMedia("(pointer: fine)").matches) byId("query").focus(); // on a tablet this would open its keyboard
+  }
+
+  async #put(study, volume) {
     const flat = study.image.modality !== "CT";
     await this.stage.show(volume, flat);
     this.stage.fullScale = flat ? fullScale(volume) : null;
@@ -77,9 +83,7 @@ class Page {
     this.#line(study);
     this.#chips();
     for (const id of ["query", "ask-button"]) byId(id).disabled = false;
-    byId("messages").replaceChildren();
     byId("no-findings").textContent = "Ask something in plain words. What is found becomes a coloured layer.";
-    if (matchMedia("(pointer: fine)").matches) byId("query").focus(); // on a tablet this would open its keyboard
   }
 
   #line({ name, image }) {

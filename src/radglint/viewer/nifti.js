@@ -56,6 +56,18 @@ function fromQuaternion(float) {
   ];
 }
 
+/** The voxel of `whole` that the first voxel of `part`, cut out of it, is; both as from `readNifti`. */
+export function cornerOf(part, whole) {
+  const [a, b, c] = [0, 1, 2].map((axis) => whole.affine.map((row) => row[axis]));
+  const away = part.affine.map((row, r) => row[3] - whole.affine[r][3]);
+  const all = triple(a, b, c);
+  return [triple(away, b, c), triple(a, away, c), triple(a, b, away)].map((share) => Math.round(share / all));
+}
+
+function triple(a, b, c) {
+  return a[0] * (b[1] * c[2] - b[2] * c[1]) + a[1] * (b[2] * c[0] - b[0] * c[2]) + a[2] * (b[0] * c[1] - b[1] * c[0]);
+}
+
 /** Value of voxel [i, j, k] in the file's unit. */
 export function valueAt(volume, [i, j, k]) {
   const [width, height] = volume.size;
@@ -69,7 +81,5 @@ export function worldOf(affine, [i, j, k]) {
 
 /** Volume of one voxel in millilitres. */
 export function voxelMl(affine) {
-  const [a, b, c] = affine;
-  const cross = [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]];
-  return Math.abs(a[0] * cross[0] + a[1] * cross[1] + a[2] * cross[2]) / 1000;
+  return Math.abs(triple(...affine)) / 1000;
 }

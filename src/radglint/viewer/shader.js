@@ -8,12 +8,13 @@ export const MAX_LAYERS = 8;
 export const FIRST_UNIT = 16; // NiiVue uses the texture units below
 
 const layerDeclaration = (kind, n) => `uniform ${kind} layer${n};`;
-const layerStep = (n) => `if (${n} < layerCount) rgb = withLayer(rgb, texture(layer${n}, place).r, tints[${n}], levels[${n}]);`;
+const layerStep = (n, at) => `if (${n} < layerCount) rgb = withLayer(rgb, texture(layer${n}, ${at}).r, tints[${n}], levels[${n}]);`;
 const eachLayer = (make) => Array.from({ length: MAX_LAYERS }, (_, n) => make(n)).join("\n");
 
 /** GLSL for a volume ("sampler3D") or a single picture ("sampler2DArray", which may be larger than a 3D texture). */
 export function fragmentShader(kind) {
-  const place = kind === "sampler3D" ? "turn * texPos + shift" : "vec3((turn * texPos + shift).xy, 0.0)";
+  const inVolume = (at) => (kind === "sampler3D" ? at : `vec3((${at}).xy, 0.0)`);
+  const inPart = (n) => inVolume(`place * stretch[${n}] - before[${n}]`); // a layer is a part of the volume, 0 at its rim
   return `#version 300 es
 precision highp int;
 precision highp float;
@@ -29,6 +30,8 @@ uniform float inverted;
 uniform int layerCount;
 uniform vec4 tints[${MAX_LAYERS}];
 uniform float levels[${MAX_LAYERS}];
+uniform vec3 stretch[${MAX_LAYERS}];
+uniform vec3 before[${MAX_LAYERS}];
 uniform vec3 cross3;
 uniform vec4 crossTint;
 in vec3 texPos;
@@ -54,10 +57,10 @@ float crosshair() {
 }
 
 void main() {
-  vec3 place = ${place};
-  float grey = clamp((texture(image, place).r - range.x) * range.y, 0.0, 1.0);
+  vec3 place = turn * texPos + shift;
+  float grey = clamp((texture(image, ${inVolume("place")}).r - range.x) * range.y, 0.0, 1.0);
   vec3 rgb = vec3(mix(grey, 1.0 - grey, inverted));
-  ${eachLayer(layerStep)}
+  ${eachLayer((n) => layerStep(n, inPart(n)))}
   color = vec4(mix(rgb, crossTint.rgb, crossTint.a * crosshair()), 1.0);
 }`;
 }

@@ -3,6 +3,7 @@
 //
 // NiiVue is given a small stand-in volume with the edges of the real one. Its own colouring of a whole volume into a
 // second texture takes seconds without a fast graphics card; here a new window or threshold only redraws the slices.
+// It also draws at every small change of its own: here all drawing waits for the next frame, and for `held` to be over.
 
 import { fragmentShader, FIRST_UNIT, MAX_LAYERS } from "./shader.js";
 import { bind, imageTexture, mapTexture, targetFor } from "./textures.js";
@@ -10,7 +11,12 @@ import { worldOf } from "./nifti.js";
 
 const { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER } = globalThis.niivue;
 
-const STAND_IN_SIDE = 16;
+const STAND_IN_SIDE = 4;
+const OPTIONS = {
+  interactive: false, dragAndDropEnabled: false, logLevel: "error", isRadiologicalConvention: true,
+  crosshairWidth: 0, multiplanarShowRender: SHOW_RENDER.NEVER, sagittalNoseLeft: true, loadingText: "",
+  backColor: [0, 0, 0, 1], isOrientationTextVisible: false,
+};
 const PLANES = { axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL };
 const ACROSS = [2, 1, 0]; // by NiiVue's slice type: which of right, front, head lies across the plane
 const IN_PLANE = [[0, 1], [0, 2], [1, 2]];
@@ -24,23 +30,43 @@ export class Stage extends EventTarget {
       throw new Error("This browser offers no WebGL 2, which the picture needs. Try a current Firefox, Chrome or Safari.");
     }
     const stage = new Stage();
-    const options = {
-      interactive: false, dragAndDropEnabled: false, logLevel: "error", isRadiologicalConvention: true,
-      crosshairWidth: 0, multiplanarShowRender: SHOW_RENDER.NEVER, sagittalNoseLeft: true, loadingText: "",
-      backColor: [0, 0, 0, 1], isOrientationTextVisible: false,
-    };
-    stage.nv = new Niivue(options);
-    await stage.nv.attachToCanvas(canvas, false);
-    stage.canvas = canvas;
-    stage.gl = stage.nv.gl;
-    stage.volume = null;
-    stage.layers = [];
-    stage.inverted = false;
-    stage.range = [0, 1];
-    stage.crosshair = true;
-    canvas.addEventListener("webglcontextlost", () => stage.dispatchEvent(new Event("lost")));
-    new ResizeObserver(() => stage.#layOut()).observe(canvas.parentElement);
+    Object.assign(stage, {
+      canvas, volume: null, image: null, layers: [], inverted: false, range: [0, 1], crosshair: true, held: false,
+    });
+    await stage.#begin();
+    canvas.addEventListener("webglcontextlost", (event) => {
+      event.preventDefault(); // else it never comes back
+      stage.dispatchEvent(new Event("lost"));
+    });
+    canvas.addEventListener("webglcontextrestored", () => stage.#again());
+    new ResizeObserver(() => stage.#resized()).observe(canvas.parentElement);
     return stage;
+  }
+
+  async #begin() {
+    const nv = new Niivue(OPTIONS);
+    nv.drawScene = () => this.redraw();
+    await nv.attachToCanvas(this.canvas, false);
+    Object.assign(this, { nv, gl: nv.gl, shaders: new Map() });
+    this.#shader(false); // a CT's, before one is opened
+  }
+
+  /** Draws on a context that was lost and is back, in which nothing is left of what was made before. */
+  async #again() {
+    const { volume, index, view } = this;
+    const pan = this.nv.scene.pan2Dxyzmm;
+    this.nv.cleanup();
+    this.image = null;
+    this.layers = [];
+    this.volume = null;
+    await this.#begin();
+    if (volume) {
+      await this.show(volume, this.flat);
+      this.setView(view);
+      this.nv.scene.pan2Dxyzmm = pan;
+      this.moveTo(index);
+    }
+    this.dispatchEvent(new Event("restored"));
   }
 
   /** Shows a volume from `readNifti`; `flat` is a radiograph, shown as the file stores it. */
@@ -53,10 +79,10 @@ export class Stage extends EventTarget {
     this.image = await imageTexture(gl, this.target, volume, this.scale);
     this.flat = flat;
     this.affine = affine;
+    this.#shader(flat);
     await this.#standIn(volume.size, affine);
     this.volume = volume;
-    this.program = null;
-    this.#useShader();
+    this.#turn();
     this.resetView();
     this.moveTo(volume.size.map((n) => Math.floor(n / 2)));
   }
@@ -69,6 +95,18 @@ export class Stage extends EventTarget {
     this.volume = null;
     for (const old of [...this.nv.volumes]) this.nv.removeVolume(old);
     this.redraw();
+  }
+
+  /** Draws nothing until `work` is done: what is covered nobody sees, and without a graphics card each picture costs. */
+  async holding(work) {
+    this.held = true;
+    try {
+      await work();
+      await new Promise((go) => requestAnimationFrame(go)); // the page's own changes of size come before
+    } finally {
+      this.held = false;
+      this.redraw();
+    }
   }
 
   async #standIn(size, affine) {
@@ -84,11 +122,21 @@ export class Stage extends EventTarget {
     this.nv.addVolume(image);
   }
 
-  #useShader() {
-    const { gl, nv } = this;
-    nv.setCustomSliceShader(fragmentShader(this.flat ? "sampler2DArray" : "sampler3D"));
+  /** Draws with the shader of radiographs (flat) or CT, made once each. */
+  #shader(flat) {
+    const { nv, shaders } = this;
+    nv.customSliceShader = shaders.get(flat) ?? null; // NiiVue deletes the one before, unless it knows of none
+    if (!shaders.has(flat)) {
+      nv.setCustomSliceShader(fragmentShader(flat ? "sampler2DArray" : "sampler3D"));
+      shaders.set(flat, nv.customSliceShader);
+    }
     this.program = nv.customSliceShader.program;
     this.places = new Map();
+  }
+
+  /** Tells the shader how the file's voxels lie in the patient. */
+  #turn() {
+    const { gl } = this;
     gl.useProgram(this.program);
     const turn = new Float32Array(9);
     const shift = [0, 0, 0];
@@ -118,7 +166,10 @@ export class Stage extends EventTarget {
     this.gl.deleteTexture(texture);
   }
 
-  /** The layers to draw, lowest first: {texture, rgb in 0..1, opacity, level in 0..1}; at most MAX_LAYERS. */
+  /**
+   * The layers to draw, lowest first, at most MAX_LAYERS: {texture, corner, size, rgb in 0..1, opacity, level in 0..1};
+   * corner and size, in voxels, tell which part of the volume a texture covers.
+   */
   setLayers(layers) {
     this.layers = layers.slice(0, MAX_LAYERS);
     this.redraw();
@@ -141,8 +192,14 @@ export class Stage extends EventTarget {
     this.#layOut();
   }
 
+  #resized() {
+    this.#layOut();
+    if (!this.held) this.#draw(); // at once: NiiVue has just emptied the canvas
+  }
+
   #layOut() {
     if (!this.volume) return;
+    this.movedTiles = true;
     const { nv, canvas } = this;
     if (this.view !== "planes") {
       nv.clearCustomLayout();
@@ -206,6 +263,7 @@ export class Stage extends EventTarget {
   /** The tile under a point of the page: {tile, x, y} in canvas pixels, or null. */
   #at(clientX, clientY) {
     if (!this.volume) return null;
+    this.#settle();
     const box = this.canvas.getBoundingClientRect();
     const x = (clientX - box.left) * (this.canvas.width / box.width);
     const y = (clientY - box.top) * (this.canvas.height / box.height);
@@ -236,8 +294,14 @@ export class Stage extends EventTarget {
     return index;
   }
 
+  /** NiiVue knows where its tiles lie once it has drawn them. */
+  #settle() {
+    if (this.movedTiles) this.#draw();
+  }
+
   /** Where on the page voxel [i, j, k] lies in a plane that shows it, or null. */
   pointOf(index) {
+    this.#settle();
     const place = this.nv.frac2canvasPos(this.#fraction(index));
     if (!place) return null;
     const box = this.canvas.getBoundingClientRect();
@@ -279,9 +343,12 @@ export class Stage extends EventTarget {
   }
 
   #draw() {
+    cancelAnimationFrame(this.waiting);
     this.waiting = 0;
+    if (this.held || !this.gl || this.gl.isContextLost()) return;
+    this.movedTiles = false;
     if (this.volume) this.#setUniforms();
-    this.nv.drawScene();
+    Niivue.prototype.drawScene.call(this.nv);
     this.dispatchEvent(new Event("draw"));
   }
 
@@ -294,12 +361,18 @@ export class Stage extends EventTarget {
     gl.uniform1i(this.#place("layerCount"), layers.length);
     const tints = new Float32Array(4 * MAX_LAYERS);
     const levels = new Float32Array(MAX_LAYERS);
+    const stretch = new Float32Array(3 * MAX_LAYERS);
+    const before = new Float32Array(3 * MAX_LAYERS);
     layers.forEach((layer, n) => {
       tints.set([...layer.rgb, layer.opacity], 4 * n);
       levels[n] = layer.level;
+      stretch.set(layer.size.map((size, axis) => this.volume.size[axis] / size), 3 * n);
+      before.set(layer.size.map((size, axis) => layer.corner[axis] / size), 3 * n);
     });
     gl.uniform4fv(this.#place("tints"), tints);
     gl.uniform1fv(this.#place("levels"), levels);
+    gl.uniform3fv(this.#place("stretch"), stretch);
+    gl.uniform3fv(this.#place("before"), before);
     gl.uniform3fv(this.#place("cross3"), this.nv.scene.crosshairPos);
     gl.uniform4fv(this.#place("crossTint"), this.crosshair ? CROSS_TINT : [0, 0, 0, 0]);
     for (let n = 0; n <= MAX_LAYERS; n++) {

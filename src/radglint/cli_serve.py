@@ -24,6 +24,8 @@ def add_serve(commands: Any) -> None:
     add("--keys", metavar="FILE", help="API keys, one a line, plain or as sha256:HASH; or RADGLINT_API_KEYS")
     add("--database", metavar="URL", help="such as postgresql+psycopg://user@host/name (default: SQLite in DIR)")
     add("--dicomweb", metavar="URL", help="the PACS that studies can be fetched from")
+    add("--ca-file", metavar="FILE", type=Path, help="certificates to trust the PACS by, instead of the usual ones")
+    add("--plain-http", action="store_true", help="send the PACS's credentials over http to another machine")
     add("--cors", metavar="ORIGIN", nargs="+", default=[], help="pages of these origins may use the server")
     add("--host-name", metavar="NAME", nargs="+", default=[], help="further names of a server without keys")
     add("--keep-days", metavar="N", type=float, help="delete studies after so many days (default: never)")
@@ -59,8 +61,9 @@ def _serve(args: argparse.Namespace) -> None:
         raise InputError(f'{what}: pip install "radglint[server]"') from error
     config = ServerConfig(
         data=Path(args.data), host=args.host, port=args.port, database=args.database, model=args.model,
-        device=args.device, keys=read_keys(args.keys), dicomweb=args.dicomweb, cors=tuple(args.cors),
-        host_names=tuple(args.host_name), upload_bytes=int(args.max_upload_mb * 2**20), upload_files=args.max_files,
+        device=args.device, keys=read_keys(args.keys), dicomweb=args.dicomweb, ca_file=args.ca_file,
+        plain_http=args.plain_http, cors=tuple(args.cors), host_names=tuple(args.host_name),
+        upload_bytes=int(args.max_upload_mb * 2**20), upload_files=args.max_files,
         stored_bytes=int(args.max_stored_gb * 2**30), studies=args.max_studies, queue=args.max_queue, rate=args.rate,
         burst=args.burst, cache_bytes=int(args.cache_mb * 2**20), keep_days=args.keep_days, body_s=args.body_s,
         task_s=args.task_s, grace_s=args.grace_s,

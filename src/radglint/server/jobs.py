@@ -345,7 +345,8 @@ class Dispatcher:
             self._send_study(next(row for row in studies if row["attempts"]), alone=True)
 
     def _send_study(self, study: Row, *, alone: bool = False) -> None:
-        source = study["source"] | ({"origin": self.config.dicomweb} if study["source"]["kind"] == "dicomweb" else {})
+        pacs = self.config.pacs if study["source"]["kind"] == "dicomweb" else None
+        source = study["source"] | ({} if pacs is None else {"pacs": pacs.model_dump(mode="json")})
         task = {"kind": "prepare", "study": study["id"], "name": study["name"], "source": source, "alone": alone}
         self.hub.publish(study["id"], state="reading", progress=0.05)
         self._send(InWork(task))

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from radglint.errors import ConfigError
+from radglint.pacs.dicomweb import DicomWeb
 from radglint.server.app import create_app
 from radglint.server.config import ServerConfig
 from radglint.server.database import Database
@@ -32,10 +33,12 @@ def serve(config: ServerConfig, version: str) -> None:
     """Run until SIGTERM or SIGINT. The address is printed to stderr once questions are taken.
 
     Raises:
-        ConfigError: the address, the folder or the data base cannot be used.
+        ConfigError: the address, the folder, the data base or the credentials for the PACS cannot be used.
         CheckpointError: the model cannot be loaded.
         OutputError: the folder cannot be made.
     """
+    if config.pacs is not None:
+        DicomWeb(config.pacs).prepare()
     with ExitStack() as at_the_end:
         listener = at_the_end.enter_context(_listen(config))
         folders = DataFolder(config.data)

@@ -36,9 +36,10 @@ def add_serve(commands: Any) -> None:
 def _add_limits(group: Any) -> None:
     add = group.add_argument
     add("--max-upload-mb", metavar="MB", type=float, default=2048, help="of one request (default: 2048)")
+    add("--max-incoming-mb", metavar="MB", type=float, help="of all uploads on their way (default: --max-upload-mb)")
     add("--max-files", metavar="N", type=int, default=4000, help="in one request (default: 4000)")
     add("--max-studies", metavar="N", type=int, default=1000, help="kept at once (default: 1000)")
-    add("--max-stored-gb", metavar="GB", type=float, default=100, help="of all studies (default: 100)")
+    add("--max-stored-gb", metavar="GB", type=float, default=100, help="of all studies and results (default: 100)")
     add("--max-queue", metavar="N", type=int, default=500, help="jobs and studies that wait (default: 500)")
     add("--cache-mb", metavar="MB", type=float, default=2048, help="images and features in memory (default: 2048)")
     add("--rate", metavar="N", type=float, default=50, help="requests a second and key (default: 50)")
@@ -64,6 +65,7 @@ def _serve(args: argparse.Namespace) -> None:
         device=args.device, keys=read_keys(args.keys), dicomweb=args.dicomweb, ca_file=args.ca_file,
         plain_http=args.plain_http, cors=tuple(args.cors), host_names=tuple(args.host_name),
         upload_bytes=int(args.max_upload_mb * 2**20), upload_files=args.max_files,
+        incoming_bytes=None if args.max_incoming_mb is None else int(args.max_incoming_mb * 2**20),
         stored_bytes=int(args.max_stored_gb * 2**30), studies=args.max_studies, queue=args.max_queue, rate=args.rate,
         burst=args.burst, cache_bytes=int(args.cache_mb * 2**20), keep_days=args.keep_days, body_s=args.body_s,
         task_s=args.task_s, grace_s=args.grace_s,

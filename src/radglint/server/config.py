@@ -33,7 +33,8 @@ class ServerConfig:
         host_names: further names under which the server is reached; checked where there are no keys.
         upload_bytes: of one request with files, or of one series of the PACS.
         upload_files: files in one request, or instances of one series.
-        stored_bytes: of all studies together; when reached, uploads are refused.
+        incoming_bytes: of all uploads on their way, in memory and on disk; None = `upload_bytes`.
+        stored_bytes: of all studies with their results; when reached, uploads, questions and new results are refused.
         studies: that are kept at the same time.
         queue: jobs and studies that wait or run.
         jobs_per_study: kept at the same time.
@@ -63,6 +64,7 @@ class ServerConfig:
     host_names: tuple[str, ...] = ()
     upload_bytes: int = 2 * 2**30
     upload_files: int = 4000
+    incoming_bytes: int | None = None
     stored_bytes: int = 100 * 2**30
     studies: int = 1000
     queue: int = 500
@@ -92,7 +94,17 @@ class ServerConfig:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name.replace('_', ' ')}: expected a number above 0, got {getattr(self, name)}")
+        if self.most_incoming_bytes < self.upload_bytes:
+            raise ConfigError(
+                f"incoming bytes: one upload may have {self.upload_bytes}, all on their way together only "
+                f"{self.incoming_bytes}; give more"
+            )
         _ = self.pacs
+
+    @property
+    def most_incoming_bytes(self) -> int:
+        """See `incoming_bytes`."""
+        return self.upload_bytes if self.incoming_bytes is None else self.incoming_bytes
 
     @property
     def pacs(self) -> DicomWebConfig | None:

@@ -215,6 +215,7 @@ class Dispatcher:
         study_id = work.task["study"]
         if work.task["kind"] == "artifact" and work.waiting is not None:
             work.waiting.set_result(message["path"])
+            self.database.weigh_job(work.task["job"], self._results_bytes(study_id, work.task["job"]))
         elif work.task["kind"] == "prepare":
             size = size_bytes(self.folders.study(study_id))
             there = self.database.change_study(study_id, state="ready", image=message["image"], size_bytes=size)
@@ -224,10 +225,14 @@ class Dispatcher:
                 self.folders.remove_study(study_id)
         else:
             for job_id, document in zip(work.jobs, message["documents"], strict=True):
-                if not self.database.end_job(job_id, "done", document=document):
+                size = self._results_bytes(study_id, job_id)
+                if not self.database.end_job(job_id, "done", document=document, size_bytes=size):
                     self.folders.remove_job(study_id, job_id)
                 self.metrics.jobs.labels("done").inc()
                 self.hub.settle(job_id)
+
+    def _results_bytes(self, study_id: str, job_id: str) -> int:
+        return size_bytes(self.folders.job(study_id, job_id))
 
     def _on_failed(self, work: InWork, message: Row) -> None:
         problem = message["problem"]
@@ -345,11 +350,21 @@ class Dispatcher:
             self._send_study(next(row for row in studies if row["attempts"]), alone=True)
 
     def _send_study(self, study: Row, *, alone: bool = False) -> None:
-        pacs = self.config.pacs if study["source"]["kind"] == "dicomweb" else None
-        source = study["source"] | ({} if pacs is None else {"pacs": pacs.model_dump(mode="json")})
-        task = {"kind": "prepare", "study": study["id"], "name": study["name"], "source": source, "alone": alone}
+        task = {
+            "kind": "prepare", "study": study["id"], "name": study["name"], "source": self._source(study),
+            "alone": alone,
+        }  # fmt: skip
         self.hub.publish(study["id"], state="reading", progress=0.05)
         self._send(InWork(task))
+
+    def _source(self, study: Row) -> Row:
+        """Where a study comes from; of the PACS no more than there is room for."""
+        pacs = self.config.pacs if study["source"]["kind"] == "dicomweb" else None
+        if pacs is None:
+            return study["source"]
+        room = max(1, self.config.stored_bytes - self.database.counts()["stored_bytes"])
+        told = {"max_series_bytes": min(room, pacs.max_series_bytes)}
+        return study["source"] | {"pacs": pacs.model_dump(mode="json") | told}
 
     def _send_jobs(self, jobs: list[Row]) -> None:
         """The oldest jobs first, each with what else waits on its study; one task a study at a time."""

@@ -21,6 +21,7 @@ from radglint.server.events import Hub
 from radglint.server.folders import DataFolder
 from radglint.server.http_protocol import bounded_protocol
 from radglint.server.jobs import Dispatcher
+from radglint.server.limits import Incoming
 from radglint.server.logs import set_up_logs
 from radglint.server.metrics import Metrics
 from radglint.server.service import Service
@@ -53,7 +54,8 @@ def serve(config: ServerConfig, version: str) -> None:
         dispatcher = Dispatcher(config, database, folders, hub, metrics)
         at_the_end.callback(dispatcher.stop)
         dispatcher.start()
-        app = create_app(Service(config, database, folders, hub, metrics, dispatcher), version)
+        incoming = Incoming(config.most_incoming_bytes)
+        app = create_app(Service(config, database, folders, hub, metrics, dispatcher, incoming), version)
         port = listener.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"radglint {version} at http://{shown}:{port}", file=sys.stderr, flush=True)

@@ -21,8 +21,8 @@ from radglint.server.config import ServerConfig, is_loopback
 from radglint.server.events import Hub
 from radglint.server.folders import DataFolder, new_id
 from radglint.server.http_protocol import bounded_protocol
-from radglint.server.jobs import _first_queries
 from radglint.server.limits import BodyLimits, Incoming, RateLimit
+from radglint.server.planning import first_queries
 from radglint.server.studies import public_message
 from radglint.server.uploads import shown_name
 
@@ -270,5 +270,5 @@ def test_names_and_messages_for_clients() -> None:
 
 def test_a_question_takes_as_many_jobs_as_fit() -> None:
     jobs = [{"queries": ["q"] * n} for n in (40, 20, 10, 1)]
-    assert len(_first_queries(jobs)) == 2
-    assert len(_first_queries([{"queries": ["q"] * 100}])) == 1
+    assert len(first_queries(jobs)) == 2
+    assert len(first_queries([{"queries": ["q"] * 100}])) == 1

@@ -225,8 +225,13 @@ class Service:
                 except TimeoutError:
                     deadline_s = 0.0
 
-    def stream(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> StreamingResponse:
-        """Server-sent events: a document whenever it has changed, until its end."""
+    async def stream(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> StreamingResponse:
+        """Server-sent events: a document whenever it has changed, until its end.
+
+        Raises:
+            Problem: there is no such item.
+        """
+        await run_in_threadpool(load, item_id)
         return StreamingResponse(self._events(item_id, load, ends), media_type="text/event-stream")
 
     async def _events(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> AsyncIterator[str]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any]], None]
 VOLUME, FEATURES, LOGITS = "volume.nii.gz", "features.npz", "logits.npy"
-FETCHING = "fetching"
 
 
 class Studies:
@@ -220,7 +219,7 @@ def fetch_series(source: dict[str, Any], folder: Path) -> None:
     if "pacs" not in source:
         raise ConfigError("this server has no PACS any more; it was started without --dicomweb")
     pacs = DicomWebConfig.model_validate(source["pacs"])
-    coming = folder.with_name(FETCHING)
+    coming = folder.with_name("fetching")
     coming.mkdir(exist_ok=True)  # not the study's own: if that is gone, it was deleted
     try:
         DicomWeb(pacs).fetch(source["study_uid"], source["series_uid"], coming)

@@ -66,10 +66,11 @@ def record_fetches(path: Path) -> None:
 
     keep = dicomweb._keep
 
-    def outer(dataset: Any, series: str, targets: Any) -> None:
-        keep(dataset, series, targets)
+    def outer(dataset: Any, series: str, targets: Any) -> int:
+        size = keep(dataset, series, targets)
         with path.open("a") as file:
             file.write(f"{dataset.SOPInstanceUID}\n")
+        return size
 
     dicomweb._keep = outer
 

@@ -2,6 +2,7 @@
 
     uids        what a UID may look like, and how it is called in a log
     access      where a DICOMweb server is, and who asks
+    session     HTTP that stays with one server and takes only so much from it
     dicomweb    QIDO-RS, WADO-RS, STOW-RS
     dimse       C-ECHO and C-STORE to another node
     receiver    C-STORE from other nodes, into a folder

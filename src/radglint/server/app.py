@@ -30,8 +30,9 @@ def create_app(service: Service, version: str) -> App:
     """
     config = service.config
     limited = BodyLimits(
-        create_routes(service, version), upload_bytes=config.upload_bytes, body_s=config.body_s, stall_s=config.stall_s
-    )
+        create_routes(service, version), service.incoming, upload_bytes=config.upload_bytes, body_s=config.body_s,
+        stall_s=config.stall_s,
+    )  # fmt: skip
     return Gate(limited, config, service.metrics)
 
 

@@ -65,7 +65,7 @@ def info(service: ServiceOf) -> dict[str, Any]:
             "type": "segmentation", "labels": {name: k for k, name in enumerate(findings, start=1)},
             "dimension": 3 if modality == "CT" else 2,
             "description": f"radglint {facts['name']} for {modality}: free text in `label_prompt`, research only",
-            "config": {"label_prompt": "", "threshold": 0.0},
+            "config": {"label_prompt": "", "threshold": ""},  # OHIF makes whole numbers of numbers
         }  # fmt: skip
     labels = list(dict.fromkeys(name for findings in facts["findings"].values() for name in findings))
     status = {"total": counts["studies"], "completed": 0, "label_tags": {}}

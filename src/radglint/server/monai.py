@@ -24,6 +24,8 @@ from radglint.server.problems import Problem, declared
 from radglint.server.service import Service, ServiceOf
 
 router = APIRouter(tags=["MONAI Label"])
+login_router = APIRouter(tags=["MONAI Label"])
+"""What is asked before there is a key; see `access.OPEN_PATHS`."""
 LISTED = 500
 ImageId = Annotated[
     str, Query(max_length=uploads.MAX_NAME_CHARACTERS, description="id or name of a study, or a SeriesInstanceUID")
@@ -33,13 +35,13 @@ _MULTIPART = {200: {"description": "parameters and label volume", "content": {"m
 _NEXT = "newest"
 
 
-@router.get("/auth/", responses=declared())
+@login_router.get("/auth/", responses=declared())
 def login_needed(service: ServiceOf) -> dict[str, bool]:
     """Whether a key is needed; needs none itself."""
     return {"enabled": bool(service.config.keys)}
 
 
-@router.post("/auth/token", responses=declared())
+@login_router.post("/auth/token", responses=declared())
 def login(service: ServiceOf, password: Annotated[str, Form(max_length=500)] = "") -> dict[str, str]:
     """What a plug-in's login dialog gives: any user, and one of the server's API keys as the password."""
     keys = KeyRing(service.config.keys)

@@ -118,7 +118,12 @@ def _zones(log_lung: torch.Tensor, heights: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _share_of_height(lung: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:
-    """How far down the lungs a patch lies: 0 at their top, 1 at their bottom. `batch depth patches` of probabilities."""
+    """How far down the lungs a patch lies: 0 at their top, 1 at their bottom.
+
+    Args:
+        lung: `batch depth patches`, probabilities.
+        heights: `depth patches`.
+    """
     order = heights.flatten().argsort()
     levels = heights.flatten()[order]
     mass = lung.flatten(1)[:, order].cumsum(dim=-1)

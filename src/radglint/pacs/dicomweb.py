@@ -88,6 +88,14 @@ class DicomWeb:
         for row in self._pages(search, SERIES_FIELDS, "SeriesInstanceUID", filters or {}):
             yield {**row, "StudyInstanceUID": row["StudyInstanceUID"] or study}
 
+    def study_of(self, series: str) -> str | None:
+        """StudyInstanceUID of a series, None where the server has no such series; see `studies`."""
+        check_uid(series, "SeriesInstanceUID")
+        rows = self._pages(
+            self._client.search_for_series, SERIES_FIELDS, "SeriesInstanceUID", {"SeriesInstanceUID": series}
+        )
+        return next((row["StudyInstanceUID"] for row in rows if row["SeriesInstanceUID"] == series), None)
+
     def instances(self, study: str, series: str, filters: dict[str, str] | None = None) -> list[str]:
         """SOPInstanceUIDs of a series, sorted; empty where the server has none.
 

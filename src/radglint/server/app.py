@@ -54,6 +54,7 @@ def create_routes(service: Service, version: str) -> FastAPI:
     for router in (routes_studies.router, routes_images.router, routes_jobs.router, monai.router):
         app.include_router(router, dependencies=needed)
     app.include_router(routes_service.router)
+    app.include_router(monai.login_router)
     routes_service.add_viewer(app)
     problems.install(app)
     _declare_problems(app)

@@ -53,9 +53,7 @@ FINGERPRINT, PROVENANCE, CARD = "fingerprint.json", "provenance.json", "README.m
 HASHED_FILES = (CONFIG, WEIGHTS, TOKENIZER, PROMPTS, CALIBRATION)  # what decides an answer
 FILES = (*HASHED_FILES, FINGERPRINT, PROVENANCE, CARD)
 LICENCE_PARTS = ("code", "weights", "data")
-LATER_KEYS = frozenset(
-    {"at_heart", "thresholds", "abstention", "local"}
-)  # of a modality's calibration; unwritten if empty
+LATER_KEYS = frozenset({"at_heart", "thresholds", "abstention", "local"})  # of a calibration; unwritten if empty
 AGAIN = "copy or download the checkpoint again"
 
 

@@ -316,10 +316,11 @@ def test_wrong_use(tmp_path: Path) -> None:
 
 
 def test_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radglint.dicom_seg.MAX_ARRAY_BYTES", 1000)
-    image = read_image(write_series(tmp_path / "series"))
-    with pytest.raises(OutputError, match="5 segments on 5 slices are too large"):
-        ask(image).to_dicom_seg(tmp_path / "seg.dcm")
+    monkeypatch.setattr("radglint.dicom_seg.MAX_FRAME_BYTES", 100)
+    findings = ask(read_image(write_series(tmp_path / "series")))
+    for kind in ("BINARY", "FRACTIONAL"):
+        with pytest.raises(OutputError, match=r"frames of 1 of 5 segments are 0.0 GB, too large.*write a LABELMAP"):
+            findings.to_dicom_seg(tmp_path / "seg.dcm", kind)
 
 
 def test_without_highdicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,8 @@ RADIOGRAPHS = [
     ("12-bit JPEG without its end", lambda p: extended_jpeg(p, change=lambda data: data[:-60]), "before its end"),
     ("12-bit JPEG without its tables", lambda p: extended_jpeg(p, change=lambda data: data.replace(b"\xff\xc4",
      b"\xff\xfe")), "12-bit JPEG is damaged"),
+    ("12-bit JPEG with a segment in its pixels", lambda p: extended_jpeg(p, change=lambda data: data[:-60] +
+     b"\xff\xe1" + data[-58:]), "E1 is longer than the frame"),
     ("8-bit JPEG that says 12", lambda p: extended_jpeg(p, stored=12), "JPEG of 1 x 8 bits, but BitsStored"),
     ("no pixel data", lambda p: dx(p, PixelData=None), "PixelData"),
     ("pixels are not what the syntax says", lambda p: with_syntax(dx(p), JPEGBaseline8Bit), "damaged|decoded"),

@@ -48,6 +48,68 @@ def server(tmp_path_factory: pytest.TempPathFactory):
     assert running.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def studies(server, tmp_path_factory: pytest.TempPathFactory):
+    """A radiograph and a CT on the server, gone again at the end."""
+    import viewer_images
+
+    files = {"film.png": viewer_images.film_png(), "chest.zip": viewer_images.series_zip(tmp_path_factory.mktemp("ct"))}
+    made = [server.upload((name, content))["id"] for name, content in files.items()]
+    yield
+    for study in made:
+        server.client.delete(f"/api/v1/studies/{study}").raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    from viewer_browser import launch
+
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_viewer(browser, server, studies):
+    """Opens viewers and, at the end, fails if one of them complained."""
+    from server_process import KEY
+    from viewer_browser import SIZES, Viewer
+
+    viewers = []
+
+    def start(size: str = "desk", key: str | None = KEY, touch: bool = False, url: str = server.url, **more) -> Viewer:
+        width, height = SIZES[size]
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch, accept_downloads=True
+        )
+        viewers.append(Viewer(context, url, key, **more))
+        return viewers[-1]
+
+    yield start
+    for viewer in viewers:
+        viewer.close()
+
+
+@pytest.fixture
+def film(open_viewer):
+    """A viewer with the radiograph."""
+    viewer = open_viewer().started()
+    viewer.open_known("film.png")
+    return viewer
+
+
+@pytest.fixture
+def chest(open_viewer):
+    """A viewer with the CT."""
+    viewer = open_viewer().started()
+    viewer.open_known("chest.zip")
+    return viewer
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
     """A test that reaches for another machine fails, with the address it asked for."""

@@ -6,75 +6,19 @@ import gzip
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
 
 import viewer_images
 from server_process import KEY, ServerProcess
-from viewer_browser import Viewer, launch, pinch, saved, shrunk
+from viewer_browser import SIZES, Open, Viewer, pinch, saved, shrunk
 
 FOUND, ABSENT, NEGATED, ODD = "mass", "cardiomegaly", "no pneumothorax", "broken left tibia"
 FOUND_CT = "nodule"
-SIZES = {"desk": (1280, 800), "tablet": (1024, 768), "upright tablet": (820, 1180)}
-
-
-@pytest.fixture(scope="module")
-def studies(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A radiograph and a CT on the server, gone again at the end."""
-    files = {"film.png": viewer_images.film_png(), "chest.zip": viewer_images.series_zip(tmp_path_factory.mktemp("ct"))}
-    made = [server.upload((name, content))["id"] for name, content in files.items()]
-    yield
-    for study in made:
-        server.client.delete(f"/api/v1/studies/{study}").raise_for_status()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = launch(playwright)
-        yield browser
-        browser.close()
-
-
-Open = Callable[..., Viewer]
-
-
-@pytest.fixture
-def open_viewer(browser: Browser, server: ServerProcess, studies: None) -> Iterator[Open]:
-    """Opens viewers and, at the end, fails if one of them complained."""
-    viewers: list[Viewer] = []
-
-    def start(size: str = "desk", key: str | None = KEY, touch: bool = False, **more) -> Viewer:
-        width, height = SIZES[size]
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, has_touch=touch, accept_downloads=True
-        )
-        viewers.append(Viewer(context, server.url, key, **more))
-        return viewers[-1]
-
-    yield start
-    for viewer in viewers:
-        viewer.close()
-
-
-@pytest.fixture
-def film(open_viewer: Open) -> Viewer:
-    viewer = open_viewer().started()
-    viewer.open_known("film.png")
-    return viewer
-
-
-@pytest.fixture
-def chest(open_viewer: Open) -> Viewer:
-    viewer = open_viewer().started()
-    viewer.open_known("chest.zip")
-    return viewer
 
 
 def test_a_dropped_radiograph_is_shown_as_it_is_stored(open_viewer: Open) -> None:

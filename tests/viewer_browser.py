@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ ARGUMENTS = (
     "--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
     "--disable-background-networking", "--no-first-run",
 )  # fmt: skip
+SIZES = {"desk": (1280, 800), "tablet": (1024, 768), "upright tablet": (820, 1180)}
 PATIENCE_MS = 90_000  # of a loaded machine with one core; on a free one everything takes a second or two
 
 
@@ -23,6 +25,9 @@ def launch(playwright: Playwright) -> Browser:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert path, "the viewer's tests need a Chromium: install it (on Debian: apt install chromium)"
     return playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+
+
+Open = Callable[..., "Viewer"]  # the fixture `open_viewer`
 
 
 class Viewer:
@@ -118,6 +123,11 @@ class Viewer:
         self.page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
         return np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")).astype(int)
 
+    def drawn(self) -> None:
+        """Waits until the next frame is on the screen: a small part of it is taken as it is seen."""
+        self.page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        self.page.screenshot(clip={"x": 0, "y": 0, "width": 16, "height": 16})
+
     def point(self, voxel: tuple[int, int, int]) -> tuple[int, int]:
         """Row and column on the page of voxel i, j, k."""
         x, y = self.page.evaluate("voxel => radglint.page.stage.pointOf(voxel)", list(voxel))
@@ -144,12 +154,31 @@ def saved(viewer: Viewer, name: str) -> bytes:
     return viewer.save(lambda: viewer.page.click(f"[data-save='{name}']"))
 
 
+def touch(viewer: Viewer, *moves: tuple[tuple[float, float], ...], at_s: float | None = None) -> None:
+    """Fingers, each a place on the page: they come down at the first move, follow the others, and go up.
+
+    The page is told that it happened at `at_s`, in seconds since 1970; now if None.
+    """
+    session = viewer.context.new_cdp_session(viewer.page)
+    for kind, places in zip(("touchStart", *["touchMove"] * (len(moves) - 1), "touchEnd"), (*moves, ()), strict=True):
+        points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(places)]
+        when = {} if at_s is None else {"timestamp": at_s}
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points, **when})
+
+
 def pinch(viewer: Viewer, x: int, y: int) -> None:
     """Two fingers that move apart to twice their distance."""
+    touch(viewer, *(((x - apart, y), (x + apart, y)) for apart in (20, 30, 40)))
+
+
+def drop(viewer: Viewer, folder: Path) -> None:
+    """Drags a folder over the page and lets go."""
     session = viewer.context.new_cdp_session(viewer.page)
-    for kind, apart in (("touchStart", 40), ("touchMove", 60), ("touchMove", 80), ("touchEnd", None)):
-        points = [] if apart is None else [{"x": x - apart / 2, "y": y, "id": 1}, {"x": x + apart / 2, "y": y, "id": 2}]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+        if kind == "dragOver":
+            viewer.page.wait_for_selector("#drop-hint")
 
 
 def shrunk(mask: np.ndarray) -> np.ndarray:

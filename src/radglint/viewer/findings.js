@@ -87,6 +87,22 @@ export class FindingList {
     this.#here();
   }
 
+  /** The graphics card forgot all maps. */
+  lose() {
+    for (const layer of this.layers) {
+      layer.texture = null;
+      this.#changed(layer);
+    }
+  }
+
+  /** Puts all maps on the graphics card again. */
+  async restore() {
+    for (const layer of this.layers.filter((each) => each.map)) {
+      layer.texture = await this.stage.addMap(layer.map);
+      this.#changed(layer);
+    }
+  }
+
   #retry(layer) {
     Object.assign(layer, new Layer(layer.query));
     this.#rebuild(layer);

@@ -1,7 +1,7 @@
 // The viewer's page: joins the picture, the list of findings, the studies and the keyboard.
 
 import * as api from "./api.js";
-import { byId, el, two } from "./dom.js";
+import { byId, el, guarded, two } from "./dom.js";
 import { FindingList } from "./findings.js";
 import { listenToKeys } from "./keys.js";
 import { labelTiles } from "./labels.js";
@@ -16,6 +16,7 @@ import { adjusted, dragged, fullScale, PRESETS } from "./windows.js";
 
 const MOST_CHIPS = 14;
 
+const RESTORED_MS = 10_000; // browsers give a graphics card back within a second or two, or not at all
 const LOST = new api.Problem(
   0, "The picture is lost", "The browser took its graphics memory back. Reload the page: the study is still on the server.",
 );
@@ -41,10 +42,30 @@ class Page {
     this.readout = new Readout(this.stage);
     this.saving = new SaveDialog(this.findings);
     labelTiles(this.stage);
-    this.stage.addEventListener("lost", () => this.studies.trouble(LOST));
+    this.#graphics();
     listen(this.stage, (dx, dy) => this.setWindow(dragged(this.range, dx, dy), null));
     this.#buttons();
     listenToKeys(this.#keys());
+  }
+
+  /** A graphics card that is taken away, and mostly comes back. */
+  #graphics() {
+    const { stage, findings, studies } = this;
+    let patience = 0;
+    stage.addEventListener("lost", () => {
+      findings.lose();
+      studies.waiting("The browser took the graphics card away; waiting for it");
+      patience = setTimeout(() => studies.trouble(LOST), RESTORED_MS);
+    });
+    const back = (act) => (event) => {
+      clearTimeout(patience);
+      guarded(() => act(event), (error) => studies.trouble(error));
+    };
+    stage.addEventListener("restored", back(async () => {
+      await findings.restore();
+      studies.settled(this.study !== null);
+    }));
+    stage.addEventListener("unrestored", back(({ error }) => Promise.reject(error)));
   }
 
   async #model() {

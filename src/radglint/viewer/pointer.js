@@ -1,6 +1,7 @@
 // Mouse, pen and touch on the picture. Nothing here depends on what the picture shows.
 
 const DOUBLE_TAP_MS = 320;
+const DOUBLE_TAP_PX = 40;
 const WHEEL_PX = 40; // of a fine wheel or a trackpad, for one slice
 
 /** Listens on the stage's canvas; `onWindow(dx, dy)` hears a right drag. */
@@ -8,7 +9,7 @@ export function listen(stage, onWindow) {
   const { canvas } = stage;
   const fingers = new Map();
   let drag = null;
-  let lastTap = 0;
+  let lastTap = { timeStamp: -Infinity };
   let rolled = 0;
 
   const start = (event) => {
@@ -57,9 +58,9 @@ export function listen(stage, onWindow) {
     const wasTap = drag?.kind === "cross" && event.type === "pointerup" && event.pointerType === "touch";
     drag = null;
     if (!wasTap) return;
-    const now = performance.now();
-    if (now - lastTap < DOUBLE_TAP_MS) stage.resetView();
-    lastTap = now;
+    const near = Math.hypot(event.clientX - lastTap.clientX, event.clientY - lastTap.clientY) < DOUBLE_TAP_PX;
+    if (near && event.timeStamp - lastTap.timeStamp < DOUBLE_TAP_MS) stage.resetView(); // when tapped, not when heard of
+    lastTap = event;
   };
 
   const wheel = (event) => {

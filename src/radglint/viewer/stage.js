@@ -38,7 +38,10 @@ export class Stage extends EventTarget {
       event.preventDefault(); // else it never comes back
       stage.dispatchEvent(new Event("lost"));
     });
-    canvas.addEventListener("webglcontextrestored", () => stage.#again());
+    canvas.addEventListener("webglcontextrestored", () => stage.holding(() => stage.#again()).then(
+      () => stage.dispatchEvent(new Event("restored")),
+      (error) => stage.dispatchEvent(new ErrorEvent("unrestored", { error })),
+    ));
     new ResizeObserver(() => stage.#resized()).observe(canvas.parentElement);
     return stage;
   }
@@ -66,7 +69,6 @@ export class Stage extends EventTarget {
       this.nv.scene.pan2Dxyzmm = pan;
       this.moveTo(index);
     }
-    this.dispatchEvent(new Event("restored"));
   }
 
   /** Shows a volume from `readNifti`; `flat` is a radiograph, shown as the file stores it. */

@@ -113,6 +113,19 @@ export class Studies {
     else bar.value = share;
   }
 
+  /** Covers the picture while something outside the page is waited for. */
+  waiting(words) {
+    this.#cover("progress");
+    byId("progress-text").textContent = words;
+    byId("progress-hint").textContent = "";
+    byId("progress-bar").removeAttribute("value");
+  }
+
+  /** Uncovers the picture, or the choice of a study where none is open. */
+  settled(isOpen) {
+    this.#cover(isOpen ? null : "welcome");
+  }
+
   /** Shows why nothing is on the screen. */
   trouble(error) {
     byId("trouble-title").textContent = error.title ?? "The picture cannot be shown";

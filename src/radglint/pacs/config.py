@@ -28,6 +28,7 @@ from radglint.errors import ConfigError
 from radglint.pacs.access import DicomWebConfig
 from radglint.pacs.dimse import DEFAULT_TITLE, parse_peer
 from radglint.pacs.receiver import ReceiverConfig
+from radglint.pacs.tls import TlsFiles
 
 Modality = Literal["CT", "CR", "DX", "RG"]
 """What can be asked. Results are SEG and SR, so that they can never match a rule."""
@@ -103,8 +104,8 @@ class WebTarget(DicomWebConfig):
     kind: Literal["dicomweb"] = "dicomweb"
 
 
-class DimseTarget(_Strict):
-    """Results are sent by C-STORE."""
+class DimseTarget(TlsFiles):
+    """Results are sent by C-STORE, over TLS where there are files for it."""
 
     kind: Literal["dimse"] = "dimse"
     to: str  # AE@host:port

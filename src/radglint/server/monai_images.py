@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
 
 from radglint.errors import PacsError, PacsUnreachableError
 from radglint.server.database import Row
@@ -15,7 +15,9 @@ from radglint.server.schemas import UID_PATTERN, DicomwebRequest
 from radglint.server.service import Service
 from radglint.server.uploads import MAX_NAME_CHARACTERS
 
-ATTEMPTS = 2
+if TYPE_CHECKING:
+    from radglint.pacs.access import DicomWebConfig
+
 _OPENING = threading.Lock()  # two questions on a series at once must not fetch it twice
 
 
@@ -37,9 +39,10 @@ def study_of(service: Service, given: str) -> str:
         found = _among(service, given)
         if found is not None:
             return found
-        if service.config.dicomweb is None or not re.fullmatch(UID_PATTERN, given) or len(given) > 64:
+        pacs = service.config.pacs
+        if pacs is None or not re.fullmatch(UID_PATTERN, given) or len(given) > 64:
             raise not_found("image")
-        wanted = DicomwebRequest(study_uid=_study_uid(service.config.dicomweb, given), series_uid=given)
+        wanted = DicomwebRequest(study_uid=_study_uid(pacs, given), series_uid=given)
         return from_pacs(wanted, service)["id"]
 
 
@@ -57,14 +60,16 @@ def _among(service: Service, given: str) -> str | None:
     return None
 
 
-def _study_uid(origin: str, series_uid: str) -> str:
+def _study_uid(pacs: DicomWebConfig, series_uid: str) -> str:
     """The StudyInstanceUID of a series, from the archive.
 
     Raises:
         Problem: the archive does not answer, refuses, or has no such series.
     """
+    from radglint.pacs.dicomweb import DicomWeb
+
     try:
-        found = _archive(origin).study_of(series_uid)
+        found = DicomWeb(pacs).study_of(series_uid)
     except PacsUnreachableError as error:
         raise Problem(503, "no-pacs", "the archive does not answer; try again", retry_s=30) from error
     except PacsError as error:
@@ -72,13 +77,6 @@ def _study_uid(origin: str, series_uid: str) -> str:
     if found is None:
         raise not_found("image here, nor such a series in the archive")
     return found
-
-
-def _archive(origin: str) -> Any:
-    from radglint.pacs.access import DicomWebConfig
-    from radglint.pacs.dicomweb import DicomWeb
-
-    return DicomWeb(DicomWebConfig(url=origin, plain_http=True, attempts=ATTEMPTS))
 
 
 def next_image(rows: list[Row], asked: set[str]) -> Row | None:

@@ -109,13 +109,14 @@ def test_a_defect_leaves_as_a_problem_without_its_text(tmp_path: Path, caplog: p
     status, headers, document = client.get("/broken")
     assert (status, headers["content-type"]) == (500, "application/problem+json")
     assert "Meier" not in json.dumps(document) + caplog.text
-    counts = {"studies": 1, "stored_bytes": 2, "waiting_jobs": 3, "waiting_studies": 4}
+    counts = {"studies": 1, "stored_bytes": 2, "waiting_jobs": 3, "waiting_studies": 4, "incoming_bytes": 5}
     assert b'radglint_http_requests_total{method="GET",route="other",status="500"} 1.0' in client.metrics.text(counts)
 
 
 def test_methods_and_paths_do_not_become_labels(tmp_path: Path) -> None:
     client = Client(tmp_path)
     client.get("/patients/meier", method="BREW")
-    text = client.metrics.text({"studies": 0, "stored_bytes": 0, "waiting_jobs": 0, "waiting_studies": 0}).decode()
+    counts = dict.fromkeys(("studies", "stored_bytes", "waiting_jobs", "waiting_studies", "incoming_bytes"), 0)
+    text = client.metrics.text(counts).decode()
     assert "meier" not in text
     assert "BREW" not in text

@@ -4,8 +4,8 @@ Command: python benchmarks/bench_viewer.py [--slices N] [--side N]
     (about three minutes on 2 cores, nearly all of it the first encoding of the CT)
 Target: each action under 2 s on 2 cores with nano, once the CT is encoded. The graphics card is simulated by the
 processor here, which is the slowest case. An action ends when its picture is on the screen, seen from outside of the
-page (or its file is on the disk); the middle of three runs is given, and the processor time of the server with its model
-and of the browser, which a loaded machine changes less.
+page (or its file is on the disk); the middle of three runs is given, and the processor time of the server with its
+model and of the browser, which a loaded machine changes less.
 """
 
 from __future__ import annotations
@@ -149,9 +149,8 @@ def main() -> int:
     for action, seconds in times.items():
         served, shown = np.median(work[action], axis=0)
         each = ", ".join(f"{s:.2f}" for s in seconds)
-        print(
-            f"{action:18s} {statistics.median(seconds):6.2f} s  ({each}), processor: server {served:.2f}, browser {shown:.2f} s"
-        )
+        spent = f"processor: server {served:.2f}, browser {shown:.2f} s"
+        print(f"{action:18s} {statistics.median(seconds):6.2f} s  ({each}), {spent}")
     return int(any(statistics.median(seconds) > LIMIT_S for seconds in times.values()))
 
 

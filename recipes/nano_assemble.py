@@ -31,7 +31,7 @@ from radglint.density import DensityRange
 from radglint.encoders.backbones import load_backbone
 from radglint.encoders.text import TextEncoder
 from radglint.model import BranchConfig, GlintBranch, GlintConfig, GlintModel
-from radglint.place import Place, place_prior
+from radglint.place import Place, heart_logits, place_prior
 from radglint.quantize import quantize_in_place
 from radglint.scope import OUTSIDE
 from radglint.simulation.ct import SimulatedVolume
@@ -49,6 +49,7 @@ DENSITY = {
     "ground-glass opacity": DensityRange(low_hu=-800), "pleural effusion": DensityRange(low_hu=-150, high_hu=150),
     "pneumothorax": DensityRange(high_hu=-900), "emphysema": DensityRange(high_hu=-900),
 }  # fmt: skip
+AT_HEART = {"CXR": ("cardiomegaly",), "CT": ()}  # of the heart as a whole: the map is the heart
 PRIOR = 0.25  # of a finding that is asked for; on the validation cases of SimFind-CXR 3 % of what is absent is marked
 # A CT is scored as its best slice. Held-out cases are single slices, so a volume is that many of them, drawn at random.
 VOLUME_SLICES = {"CXR": 1, "CT": 80}
@@ -232,7 +233,8 @@ def calibrate(branch: GlintBranch, held: Held, real: list[Case], text: TextEncod
             continue
         presence[concept] = to_logit
         pooled += domains
-        maps = [held.pixels(concept, row, k) for k, row in enumerate(logits.float().mean(dim=0).numpy())]
+        rows = heart_logits(encoded.field) if concept in AT_HEART[held.modality] else logits.float().mean(dim=0)
+        maps = [held.pixels(concept, row, k) for k, row in enumerate(rows.numpy())]
         shown, absent = (np.flatnonzero(verdicts == v) for v in ("holds", "fails"))
         truth = [held.truth(concept, k) for k in shown]
         beside = SLICES_WITHOUT[held.modality]
@@ -241,7 +243,7 @@ def calibrate(branch: GlintBranch, held: Held, real: list[Case], text: TextEncod
     return ModalityCalibration(
         presence=presence, presence_default=logistic(*pooled), pixel=mean, pixel_by_concept=pixels,
         in_lungs=held.config.fit.in_lungs if branch.place is not None else (),
-        density=DENSITY if held.modality == "CT" else {},
+        at_heart=AT_HEART[held.modality], density=DENSITY if held.modality == "CT" else {},
     )  # fmt: skip
 
 

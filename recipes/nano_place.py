@@ -21,10 +21,9 @@ from sklearn.linear_model import LogisticRegression
 
 from radglint.encoders.backbones import load_backbone
 from radglint.model import GlintBranch
-from radglint.place import PlaceField
+from radglint.place import LUNG_MARGIN, PlaceField
 from radglint.train_config import CachedData, load_config
 
-LUNG_MARGIN = 3.0  # the place field leaves dense lung alone: its edge is where aerated lung is 1 to 20
 PLACE_ROWS = 60_000  # patches that it is fitted on
 TEXT_DIM = 384
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 # processes compute is compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from certificates import certificates  # noqa: F401 (fixture)
 from orthanc import orthanc, orthanc_of_session  # noqa: F401 (fixtures)
 from pacs_inputs import pacs_model  # noqa: F401 (fixture)
 

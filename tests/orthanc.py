@@ -42,11 +42,13 @@ class Orthanc:
     Args:
         folder: for its configuration, storage and log.
         password: of the user `USER`; None = everybody may ask.
+        more: of its settings.
     """
 
-    def __init__(self, folder: Path, password: str | None = None) -> None:
+    def __init__(self, folder: Path, password: str | None = None, **more: Any) -> None:
         self.folder = folder
         self.password = password
+        self._more = more
         self.http_port, self.dicom_port = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -90,7 +92,7 @@ class Orthanc:
             "Plugins": [str(PLUGIN)], "HttpPort": self.http_port, "DicomPort": self.dicom_port, "DicomAet": TITLE,
             "RemoteAccessAllowed": False, "AuthenticationEnabled": bool(users), "RegisteredUsers": users,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False}, "ConcurrentJobs": 1,
-            "OverwriteInstances": False, "StableAge": 1,
+            "OverwriteInstances": False, "StableAge": 1, **self._more,
         }  # fmt: skip
 
     def kill(self) -> None:

@@ -45,19 +45,27 @@ def after(owner: Any, name: str, when: Callable[..., bool]) -> None:
 
 
 def set_trap(point: str) -> None:
-    """Arrange for the end."""
+    """Arrange for the end; whatever kind of target there is, it is asked to store."""
     from radglint.pacs import dicomweb, ledger, targets, watching
 
-    store = targets.WebStore
+    store = targets.DimseStore if "dimse" in Path(sys.argv[1]).read_text() else targets.WebStore
     traps: dict[str, Callable[[], None]] = {
         "seen": lambda: after(ledger.Ledger, "note", lambda *_: True),
         "fetching": lambda: after(dicomweb, "_keep", lambda number, *_: number == FETCHED_BEFORE_KILL),
         "answering": lambda: after(watching, "answer_series", lambda *_: True),
         "one stored": lambda: after(store, "store", lambda number, *_: number == 1),
-        "both stored": lambda: after(store, "store", lambda *_: True),  # the first was stored before the last kill
+        "both stored": lambda: after(store, "store", second_is_stored(store)),
     }
     moved = lambda: after(ledger.Ledger, "move", lambda _number, _ledger, _entry, state: state == point)  # noqa: E731
     traps.get(point, moved)()
+
+
+def second_is_stored(store: Any) -> Callable[..., bool]:
+    """Whether a call was for the second object: by DICOMweb the first call, as the other object is there already."""
+    from radglint.pacs import targets
+
+    last = 2 if store is targets.DimseStore else 1
+    return lambda number, *_: number == last
 
 
 def record_fetches(path: Path) -> None:
@@ -66,10 +74,11 @@ def record_fetches(path: Path) -> None:
 
     keep = dicomweb._keep
 
-    def outer(dataset: Any, series: str, targets: Any) -> None:
-        keep(dataset, series, targets)
+    def outer(dataset: Any, series: str, targets: Any) -> int:
+        size = keep(dataset, series, targets)
         with path.open("a") as file:
             file.write(f"{dataset.SOPInstanceUID}\n")
+        return size
 
     dicomweb._keep = outer
 

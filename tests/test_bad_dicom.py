@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from dicom_files import (
@@ -18,10 +18,13 @@ from dicom_files import (
     write_enhanced_ct,
     write_radiograph,
 )
+from dicom_results import dcmtk
 from radglint.dicom import read_dicom_radiograph
 from radglint.dicom_series import read_dicom_ct
 from radglint.errors import GeometryError, ImageError
 
+START, SCAN = b"\xff\xd8", b"\xff\xda"
+JFIF_2, FRAME = b"\xff\xe0\0\x10JFIF\0\2\1\0\0\1\0\1\0\0", b"\xff\xc3\0\x0b\x10\0\x28\0\x30\1\1\x11\0"
 RAMP = (np.arange(40 * 48).reshape(40, 48)).astype(np.uint16)
 
 
@@ -89,6 +92,38 @@ def jpeg(path, offset, value):
     return path
 
 
+def extended_jpeg(path, *, stored=None, change=None):
+    """JPEG Extended of 12 bits; or of 8, and BitsStored says 12; or with its compressed bytes changed."""
+    dx(path, RAMP if stored is None else RAMP.astype(np.uint8))
+    dcmtk("dcmcjpeg", "+ee", path, path)
+    ds = dcmread(path)
+    ds.BitsStored, ds.HighBit = (stored, stored - 1) if stored else (ds.BitsStored, ds.HighBit)
+    ds.BitsAllocated = 16
+    if change:
+        ds.PixelData = encapsulate([change(get_frame(ds.PixelData, 0, number_of_frames=1))])
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def with_segment(path, segment, *, after):
+    """JPEG Lossless with bytes put in after the start of the stream, or of its coded pixels."""
+    ds = dcmread(compress_with_gdcm(write_radiograph(path, RAMP), "JPEGLosslessProcess14_1"))
+    data = get_frame(ds.PixelData, 0, number_of_frames=1)
+    at = data.index(after) + (2 if after == START else 20)
+    ds.PixelData = encapsulate([data[:at] + segment + data[at:]])
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def colour_jpeg(path, transform):
+    """JPEG Lossless in colour, with another number in Adobe's segment."""
+    compress_with_gdcm(write_radiograph(path, np.stack([RAMP.astype(np.uint8)] * 3, -1)), "JPEGLosslessProcess14_1")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"Adobe") + 11] = transform
+    path.write_bytes(bytes(data))
+    return path
+
+
 def no_end_marker(path):
     data = compress_with_gdcm(write_radiograph(path, RAMP), "JPEGLSLossless").read_bytes()
     at = data.rindex(b"\xff\xd9")
@@ -116,7 +151,18 @@ RADIOGRAPHS = [
     ("JPEG without its frame header", lambda p: jpeg(p, 1, 0xC5), "before the frame header"),
     ("JPEG segment too long", lambda p: jpeg(p, 2, 0x7F), "longer than the frame"),
     ("JPEG with a lost marker", lambda p: jpeg(p, 0, 0), "no JPEG marker"),
+    ("JPEG of a JFIF that is not there", lambda p: with_segment(p, JFIF_2, after=START),
+     "version 2 of JFIF"),
+    ("JPEG of an odd colour transform", lambda p: colour_jpeg(p, 2), "colour transform 2"),
+    ("JPEG with a segment in its pixels", lambda p: with_segment(p, b"\xff\xe1\xff\xf0", after=SCAN), "E1 is longer"),
+    ("JPEG with a frame header in its pixels", lambda p: with_segment(p, FRAME, after=SCAN), "two frame headers"),
     ("JPEG-LS without its end", no_end_marker, "before its end marker"),
+    ("12-bit JPEG without its end", lambda p: extended_jpeg(p, change=lambda data: data[:-60]), "before its end"),
+    ("12-bit JPEG without its tables", lambda p: extended_jpeg(p, change=lambda data: data.replace(b"\xff\xc4",
+     b"\xff\xfe")), "12-bit JPEG is damaged"),
+    ("12-bit JPEG with a segment in its pixels", lambda p: extended_jpeg(p, change=lambda data: data[:-60] +
+     b"\xff\xe1" + data[-58:]), "E1 is longer than the frame"),
+    ("8-bit JPEG that says 12", lambda p: extended_jpeg(p, stored=12), "JPEG of 1 x 8 bits, but BitsStored"),
     ("no pixel data", lambda p: dx(p, PixelData=None), "PixelData"),
     ("pixels are not what the syntax says", lambda p: with_syntax(dx(p), JPEGBaseline8Bit), "damaged|decoded"),
     ("video", lambda p: with_syntax(dx(p), "1.2.840.10008.1.2.4.102"), "no decoder.*MPEG-4.*pip install"),

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.dicom_files import write_ct_series, write_radiograph
+from tests.dicom_files import phantom_hu, write_ct_series, write_radiograph
+from tests.tiny_models import write_tiny_checkpoint
 
 from radglint import batch_headers
 from radglint.batch_cases import Found, find_cases, look_for_cases
 from radglint.batch_headers import HEADERS, open_headers, read_header
-from radglint.errors import InputError
+from radglint.cli import main
+from radglint.errors import ImageError, InputError
 
 SR, KO, SEG, LABELMAP, GSPS, PDF, RAW, PLAN, SIEMENS = (
     "1.2.840.10008.5.1.4.1.1.88.33", "1.2.840.10008.5.1.4.1.1.88.59", "1.2.840.10008.5.1.4.1.1.66.4",
@@ -68,6 +70,62 @@ def test_an_object_that_is_named_was_meant(tree) -> None:
         find_cases([str(only)])
     with pytest.raises(InputError, match="no file there but 1 DICOM objects"):
         find_cases([f"{only}/*.dcm"])
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    """A CT study as it comes: a scout of two views, the scan with a scout of its own, and a dose page."""
+    folder = tmp_path / "study"
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    write_ct_series(folder / "scout", phantom_hu(2), SeriesInstanceUID="1.2.3.4.1", SeriesNumber=1, **scout)
+    write_ct_series(folder / "chest", SeriesInstanceUID="1.2.3.4.2", SeriesNumber=2, per_slice={0: scout})
+    page = {"Modality": "CT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "SeriesInstanceUID": "1.2.3.4.999"}
+    write_image(folder / "dose.dcm", **page)
+    return folder
+
+
+def test_series_of_scouts_and_dose_pages_alone_are_set_aside_and_named(study) -> None:
+    found = look_for_cases([str(study)])
+    assert [case.id for case in found.cases] == ["1.2.3.4.2"]
+    assert len(found.cases[0].files) == 12
+    image = found.cases[0].read()
+    assert image.array.shape[0] == 11
+    assert "1 localizers left out" in image.steps[0]
+    reasons = {Path(item.path).relative_to(study).as_posix(): item.reason for item in found.skipped}
+    scout = "CT localizer (scout)"
+    assert reasons == {
+        "scout/slice_000.dcm": scout, "scout/slice_001.dcm": scout, "dose.dcm": "screenshot or dose page of a CT",
+    }  # fmt: skip
+
+
+def test_a_scout_that_is_named_was_meant_and_fails_with_its_reason(study) -> None:
+    named = str(study / "scout" / "slice_000.dcm")
+    assert [case.id for case in find_cases([named, str(study)])] == ["1.2.3.4.1", "1.2.3.4.2"]
+    (case,) = find_cases([named])
+    with pytest.raises(ImageError, match="only localizer images, no CT slices"):
+        case.read()
+    with pytest.raises(InputError, match="no file there but 2 DICOM objects without an image to ask"):
+        find_cases([str(study / "scout")])
+
+
+def test_a_damaged_file_beside_a_scout_stays_a_case(study) -> None:
+    (study / "scout" / "cut.dcm").write_bytes(b"")
+    assert [case.id for case in find_cases([str(study)])] == ["1.2.3.4.2", "scout/cut.dcm"]
+
+
+def test_a_batch_counts_a_scout_as_set_aside_not_as_failed(study, tmp_path, capsys) -> None:
+    sheet, out = tmp_path / "queries.txt", tmp_path / "out"
+    sheet.write_text("nodule\n", encoding="utf-8")
+    model = write_tiny_checkpoint(tmp_path / "tiny")
+    command = ["batch", str(study), "--queries", str(sheet), "--out", str(out), "--model", str(model)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"1 of 1 cases answered in {out}\n" in said
+    assert f"3 DICOM objects without an image to ask were left aside: see {out}/skipped.jsonl" in said
+    assert (out / "skipped.jsonl").read_text(encoding="utf-8").count("CT localizer (scout)") == 2
+    assert (out / "failures.jsonl").read_bytes() == b""
+    assert main(command) == 0  # a run goes on with the headers that it keeps
+    assert "3 DICOM objects" in capsys.readouterr().out
 
 
 def look(tree: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Found, list[str]]:

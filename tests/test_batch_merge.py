@@ -172,7 +172,7 @@ def test_command_line(studies, model, tmp_path, capsys) -> None:
     )
     said = capsys.readouterr().out
     assert f"7 of 10 cases answered in {tmp_path}/m, 3 failed: see {tmp_path}/m/failures.jsonl" in said
-    assert f"1 DICOM objects without an image were left aside: see {tmp_path}/m/skipped.jsonl" in said
+    assert f"1 DICOM objects without an image to ask were left aside: see {tmp_path}/m/skipped.jsonl" in said
     merged, whole = contents(tmp_path / "m"), contents(tmp_path / "whole")
     assert merged == {name: whole[name] for name in whole if name not in (".lock", ".headers.jsonl")}
     assert main(["batch", str(studies), "--out", str(tmp_path / "n")]) == 2

@@ -1,4 +1,4 @@
-"""`radglint batch --engine ray`: a local Ray cluster gives what one process gives, also when workers are killed."""
+"""`radglint batch --engine ray`, the command itself: a local Ray cluster gives what one process gives."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from tests.deadly_cases import Deadly
+from tests.deadly_cases import DEADLY, DeadlyWorker
 from tests.dicom_files import phantom_hu, write_ct_series
 from tests.test_batch import QUERIES, contents, write_nifti, write_png
 from tests.tiny_models import write_tiny_checkpoint
@@ -17,7 +18,8 @@ from tests.tiny_models import write_tiny_checkpoint
 from radglint.batch import BatchOptions, run_batch
 from radglint.batch_cases import find_cases
 from radglint.batch_files import read_lines
-from radglint.batch_ray import RayEngine
+from radglint.batch_headers import HEADERS
+from radglint.cli import main
 from radglint.pipeline import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,28 +42,32 @@ def ray_settings(monkeypatch) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_settings")
-def test_killed_workers_change_nothing_but_the_case_that_kills_them(tmp_path) -> None:
-    studies = tmp_path / "in"
+def test_killed_workers_change_nothing_but_the_case_that_kills_them(tmp_path, monkeypatch, capsys) -> None:
+    studies, sheet = tmp_path / "in", tmp_path / "queries.txt"
     studies.mkdir()
     for k in range(6):
         write_png(studies / f"{k}.png", k)
     write_nifti(studies / "scan.nii.gz", phantom_hu().transpose(2, 1, 0))
     write_ct_series(studies / "ct", SeriesInstanceUID="1.2.3")
     (studies / "bad.png").write_bytes(b"no picture")
-    pipeline = load(write_tiny_checkpoint(tmp_path / "tiny"), device="cpu")
+    sheet.write_text("\n".join(QUERIES), encoding="utf-8")
+    model = write_tiny_checkpoint(tmp_path / "tiny")
     cases = find_cases([str(studies)])
-    deadly = Deadly("deadly", str(studies / "3.png"))
-    options = BatchOptions(masks=True, show_progress=False)
-    run_batch(pipeline, cases, QUERIES, tmp_path / "plain", options)
+    run_batch(load(model, device="cpu"), cases, QUERIES, tmp_path / "plain", BatchOptions(masks=True))
 
-    mixed = [*cases[:4], deadly, *cases[4:]]
-    summary = run_batch(pipeline, mixed, QUERIES, tmp_path / "ray", options, RayEngine(workers=2, device="cpu"))
-    assert (summary.answered, summary.failed) == (8, 2)
+    write_png(studies / DEADLY, 3)
+    monkeypatch.setattr("radglint.batch_ray.Worker", DeadlyWorker)
+    command = ["batch", str(studies), "--queries", str(sheet), "--out", str(tmp_path / "ray"), "--model", str(model)]
+    command += ["--masks", "--parquet", "--engine", "ray", "--workers", "2", "--device", "cpu"]
+    assert main(command) == 0
+    assert f"8 of 10 cases answered in {tmp_path / 'ray'}, 2 failed" in capsys.readouterr().out
     plain, spread = contents(tmp_path / "plain"), contents(tmp_path / "ray")
     failed = {line["id"]: line for line in read_lines(tmp_path / "ray" / "failures.jsonl")}
-    assert failed["deadly"]["kind"] == "worker died"
-    assert "2 workers died at it" in failed["deadly"]["message"]
+    assert failed[DEADLY]["kind"] == "worker died"
+    assert "2 workers died at it" in failed[DEADLY]["message"]
     assert failed["bad.png"] == next(read_lines(tmp_path / "plain" / "failures.jsonl"))
     for name in ("run.json", "failures.jsonl"):
         del plain[name], spread[name]
+    del spread[HEADERS]  # the command keeps what its search has read
     assert spread == plain
+    assert pq.read_table(tmp_path / "ray" / "results.parquet").num_rows == 8 * len(QUERIES)

@@ -16,7 +16,7 @@ from radglint.batch import BatchOptions, run_batch
 from radglint.batch_cases import Case, find_cases
 from radglint.batch_files import mask_folder, read_lines
 from radglint.batch_ray import reason_of
-from radglint.batch_worker import Deaths, Outcome, Worker, pack, unpack
+from radglint.batch_worker import Deaths, Outcome, Worker, pack_case, pack_outcome, unpack_case, unpack_outcome
 from radglint.cli import main
 from radglint.errors import InputError
 from radglint.pipeline import Pipeline, load
@@ -60,9 +60,9 @@ def make(pipeline: Pipeline, **changes: Any) -> LocalWorker:
 
 
 def answers(worker: Worker, cases: list[Case]) -> list[Outcome]:
-    table = worker(pa.table({"place": list(range(len(cases))), "case": [pack(case) for case in cases]}))
+    table = worker(pa.table({"place": list(range(len(cases))), "case": [pack_case(case) for case in cases]}))
     assert table["place"].to_pylist() == list(range(len(cases)))
-    return [unpack(packed) for packed in table["outcome"].to_pylist()]
+    return [unpack_outcome(packed) for packed in table["outcome"].to_pylist()]
 
 
 def test_a_worker_answers_as_the_run_does(worker, pipeline, cases, tmp_path) -> None:
@@ -118,8 +118,20 @@ def test_a_worker_on_another_disk_is_refused(pipeline, tmp_path) -> None:
 def test_paths_of_a_series_shrink_to_little() -> None:
     folder = Path("/archive/patient/study/series")
     case = Case("1.2.3", str(folder), "1.2.3", tuple(folder / f"IM{k:06d}.dcm" for k in range(300)), 300 * 512 * 512)
-    assert unpack(pack(case)) == case
-    assert len(pack(case)) < 3000
+    assert unpack_case(pack_case(case)) == case
+    assert len(pack_case(case)) < 3000
+
+
+def test_names_that_are_no_utf_8_and_masks_travel_whole() -> None:
+    name = os.fsdecode(b"caf\xe9 \xe8\x82\xba.png")
+    case = Case(name, f"/in/{name}", modality="CXR")
+    assert unpack_case(pack_case(case)) == case
+    line = {"id": name, "findings": [{"score": 0.1 + 0.2, "peak": None, "boxes": [[0, 1], [2, 3]]}]}
+    for outcome in (
+        Outcome(line, [("1_nodule.nii.gz", bytes(range(256))), ("2_mass.png", b"")]),
+        Outcome(failure=("bad input", f"/in/{name}: empty")),
+    ):
+        assert unpack_outcome(pack_outcome(outcome)) == outcome
 
 
 REPORT = """The actor died because of an error raised in its creation task, ray::Worker.__init__() (pid=1, ip=127.0.0.1)

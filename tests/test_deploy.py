@@ -25,6 +25,7 @@ import pytest
 import yaml
 
 from orthanc import free_port
+from radglint import batch_memory
 from radglint.batch_queries import read_queries
 from radglint.cli import build_parser
 from radglint.pacs.config import load_config
@@ -313,3 +314,23 @@ def test_the_units_are_well_formed(name: str) -> None:
     parser.read(DEPLOY / name)
     assert parser.sections() == ["Unit", "Service", "Install"]
     assert parser["Install"]["WantedBy"] == "multi-user.target"
+
+
+@pytest.mark.parametrize(("group", "limits", "expected"), [
+    ("0::/\n", {"": "1000"}, 800),  # in a container the group's own files are at the top
+    ("0::/system.slice/radglint.service\n", {"system.slice": "max", "system.slice/radglint.service": "500"}, 400),
+    ("0::/system.slice/radglint.service\n", {"system.slice": "300", "system.slice/radglint.service": "500"}, 240),
+    ("", {}, None),
+])  # fmt: skip
+def test_the_limit_of_a_container_or_a_unit_is_what_images_are_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, limits: dict[str, str], expected: int | None
+) -> None:
+    (tmp_path / "own").write_text(group)
+    for folder, limit in limits.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
+    whole = batch_memory.usable_bytes()
+    monkeypatch.setattr(batch_memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(batch_memory, "_OWN_CGROUP", tmp_path / "own")
+    found = batch_memory.usable_bytes()
+    assert found == expected if expected is not None else found >= whole

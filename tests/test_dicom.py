@@ -12,11 +12,15 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     RLELossless,
 )
 
-from dicom_files import compress_with_gdcm, lut_item, write_radiograph
+from dicom_files import compress_with_gdcm, lut_item, write_ct_series, write_radiograph
+from dicom_results import dcmtk
 from radglint.dicom import read_dicom_radiograph
+from radglint.dicom_file import decode_frame, open_dicom
+from radglint.dicom_series import read_dicom_ct
 
 U8, U16, I16 = np.uint8, np.uint16, np.int16
 M1, M2 = {"PhotometricInterpretation": "MONOCHROME1"}, {}
@@ -145,6 +149,32 @@ def test_every_transfer_syntax_gives_the_same_picture(tmp_path, syntax, dtype):
 def test_jpeg_families_read_back(tmp_path, name):
     path = compress_with_gdcm(write_radiograph(tmp_path / "x.dcm", RAMP, bits=12), name)
     np.testing.assert_allclose(read_dicom_radiograph(path).array, RAMP / RAMP.max(), atol=1e-6)
+
+
+def test_extended_jpeg_of_12_bits_is_what_dcmtk_makes_of_it(tmp_path, capfd):
+    pixels = (np.add.outer(np.arange(61) ** 2, np.arange(83)) + 37).astype(U16)
+    plain = write_radiograph(tmp_path / "plain.dcm", pixels, bits=12)
+    dcmtk("dcmcjpeg", "+ee", plain, tmp_path / "jpeg.dcm")
+    dcmtk("dcmdjpeg", tmp_path / "jpeg.dcm", tmp_path / "back.dcm")
+    ds, back = open_dicom(tmp_path / "jpeg.dcm"), open_dicom(tmp_path / "back.dcm")
+    assert ds.file_meta.TransferSyntaxUID == JPEGExtended12Bit
+    decoded = decode_frame(ds, tmp_path / "jpeg.dcm")
+    np.testing.assert_array_equal(decoded, back.pixel_array)
+    assert decoded.max() > 3000
+    assert 0 < np.abs(decoded.astype(int) - pixels).max() < 40  # it is lossy
+    image = read_dicom_radiograph(tmp_path / "jpeg.dcm")
+    np.testing.assert_array_equal(image.array, read_dicom_radiograph(tmp_path / "back.dcm").array)
+    assert "JPEG Extended" in image.steps[0]
+    assert capfd.readouterr().err == ""  # gdcm's own complaints would come here
+
+
+def test_extended_jpeg_of_a_ct_series(tmp_path):
+    (tmp_path / "jpeg").mkdir()
+    for path in write_ct_series(tmp_path / "ct", BitsStored=12, HighBit=11, PixelRepresentation=0):
+        dcmtk("dcmcjpeg", "+ee", "+q", 100, path, tmp_path / "jpeg" / path.name)
+    hu = read_dicom_ct(list((tmp_path / "ct").iterdir()), name="ct").array
+    lossy = read_dicom_ct(list((tmp_path / "jpeg").iterdir()), name="jpeg").array
+    assert np.abs(lossy - hu).max() <= 3
 
 
 def test_high_bit_above_stored_bits_is_shifted_and_old_overlays_are_dropped(tmp_path):

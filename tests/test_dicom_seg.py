@@ -129,6 +129,31 @@ def test_zip_is_unpacked_again(tmp_path: Path) -> None:
     assert zipped.to_dicom_seg(tmp_path / "zipped.dcm", created=WHEN).read_bytes() == plain.read_bytes()
 
 
+def test_frames_whose_pixels_fill_no_whole_bytes(tmp_path: Path) -> None:
+    hu = np.pad(phantom_hu(11), ((0, 0), (0, 1), (0, 3)), mode="edge")  # 17 x 23 pixels
+    image = read_image(write_series(tmp_path / "series", hu=hu))
+    rng = np.random.default_rng(7)
+    masks = [rng.random(image.shape) < share for share in (0.5, 0.1, 0.9)]
+    findings = collect(*(answer(image, mask, f"nodule {k}") for k, mask in enumerate(masks)))
+    ds = assert_same_place(findings, tmp_path, (1, 2, 3))
+    assert len(ds.PixelData) == -(-33 * 17 * 23 // 16) * 2  # bits of 33 frames without gaps, to an even length
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved", "said"),
+    [("BINARY", 0, "YES"), ("BINARY", 9, "NO"), ("FRACTIONAL", 0, "UNDEFINED"), ("LABELMAP", 9, "NO")],
+)
+def test_whether_segments_overlap_is_said(tmp_path: Path, kind: Any, moved: int, said: str) -> None:
+    image = read_image(write_series(tmp_path / "series"))
+    where = np.zeros(image.shape, bool)
+    where[2:8, 2:6, 3:8] = True
+    findings = collect(answer(image, where), answer(image, np.roll(where, moved, axis=2), "mass"))
+    ds = dump(findings.to_dicom_seg(tmp_path / "seg.dcm", kind))
+    assert ds.SegmentsOverlap == said
+    assert (ds.Rows, ds.Columns) == image.shape[1:]
+    assert ds.NumberOfFrames == len(ds.PerFrameFunctionalGroupsSequence) == len(seg_pixels(ds))
+
+
 @pytest.mark.parametrize("kind", ["CR", "DX", "SC"])
 def test_radiograph(tmp_path: Path, kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 4000, (61, 83)).astype(np.uint16)
@@ -316,10 +341,11 @@ def test_wrong_use(tmp_path: Path) -> None:
 
 
 def test_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radglint.dicom_seg.MAX_ARRAY_BYTES", 1000)
-    image = read_image(write_series(tmp_path / "series"))
-    with pytest.raises(OutputError, match="5 segments on 5 slices are too large"):
-        ask(image).to_dicom_seg(tmp_path / "seg.dcm")
+    monkeypatch.setattr("radglint.dicom_seg.MAX_FRAME_BYTES", 100)
+    findings = ask(read_image(write_series(tmp_path / "series")))
+    for kind in ("BINARY", "FRACTIONAL"):
+        with pytest.raises(OutputError, match=r"frames of 1 of 5 segments are 0.0 GB, too large.*write a LABELMAP"):
+            findings.to_dicom_seg(tmp_path / "seg.dcm", kind)
 
 
 def test_without_highdicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

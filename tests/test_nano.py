@@ -14,9 +14,12 @@ import pytest
 
 import radglint
 from radglint.evaluation.suite import evaluate, named_suite
+from radglint.reading import read_image
 from radglint.registry import locate
+from radglint.simulation.drr import DrrConfig, project_mask, render_drr
 
 EXPECTED = json.loads((Path(__file__).parent / "nano_expected.json").read_text())
+HEART_LABEL = 51  # of the segmented structures of that CT
 TOLERANCE = 0.03  # of an AUROC or a probability, across processors and between bfloat16 and float32
 
 
@@ -46,6 +49,19 @@ def test_held_out_radiographs_rank_as_expected(
     auroc = (scores[: len(sick), None] > scores[None, len(sick) :]).mean()
     assert auroc == pytest.approx(EXPECTED[key], abs=TOLERANCE)
     assert auroc > 0.6
+
+
+def test_cardiomegaly_is_marked_on_the_heart(nano: radglint.Pipeline, shared_data: Path) -> None:
+    """A radiograph computed from a real CT, against the projection of its segmented heart."""
+    folder, config = shared_data / "ct_chest/lidc_0001", DrrConfig(size_px=512)
+    ct = read_image(str(folder / "ct.nii.gz"))
+    structures = np.asarray(nib.load(folder / "labels.nii.gz").dataobj).transpose(2, 1, 0)
+    heart = project_mask(structures == HEART_LABEL, ct, config)
+    finding = nano.ask(render_drr(ct, config), ["cardiomegaly"])[0]
+    mask, peak = finding.mask(), finding.peak
+    assert 2 * (mask & heart).sum() / (mask.sum() + heart.sum()) > 0.65
+    assert peak is not None
+    assert heart[peak.index]
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.server
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,12 @@ from dicom_files import phantom_hu
 from orthanc import USER, Orthanc
 from pacs_inputs import PLACEHOLDER, with_evil_name, write_chest, write_ct
 from radglint.errors import ConfigError, PacsError, PacsUnreachableError
-from radglint.pacs import dicomweb
+from radglint.pacs import dicomweb, session
 from radglint.pacs.access import DicomWebConfig, open_session
 from radglint.pacs.dicomweb import DicomWeb
+from web_answers import MULTIPART, listing, part, redirect, reply, serving
+
+INSTANCE = "00080018"
 
 
 def client(orthanc: Orthanc, **changes: Any) -> DicomWeb:
@@ -96,11 +96,11 @@ def test_a_fetch_goes_on_where_it_was_interrupted(
     study, series, _ = uids_of(ct[0])
     server, keep, kept = client(orthanc), dicomweb._keep, []
 
-    def broken(*args: Any) -> None:
+    def broken(*args: Any) -> int:
         if len(kept) == 3:
             raise KeyboardInterrupt
-        keep(*args)
         kept.append(args[0].SOPInstanceUID)
+        return keep(*args)
 
     monkeypatch.setattr(dicomweb, "_keep", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -175,7 +175,7 @@ def test_a_token_is_sent_and_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, 
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         seen.append(handler.headers["Authorization"])
-        _reply(handler, 200, b"[]")
+        reply(handler, 200, b"[]")
 
     with serving(answer) as url:
         list(DicomWeb(DicomWebConfig(url=url)).studies())
@@ -224,7 +224,7 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = [503, 503, 200]
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        _reply(handler, codes.pop(0), b"[]")
+        reply(handler, codes.pop(0), b"[]")
 
     with serving(answer) as url:
         assert list(DicomWeb(DicomWebConfig(url=url, attempts=3, first_wait_s=0.01)).studies()) == []
@@ -236,7 +236,7 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("body", [b"<html>Jane Doe</html>", b"{", b'[{"0020000D": 5}]', b"7", b"null"])
 def test_what_is_no_dicomweb_is_one_line_without_its_text(body: bytes) -> None:
-    with serving(lambda handler: _reply(handler, 200, body)) as url, pytest.raises(PacsError) as caught:
+    with serving(lambda handler: reply(handler, 200, body)) as url, pytest.raises(PacsError) as caught:
         list(DicomWeb(DicomWebConfig(url=url)).studies())
     assert re.search("no (DICOMweb|usable) answer", str(caught.value))
     assert "Jane" not in str(caught.value)
@@ -246,46 +246,104 @@ def test_another_instance_than_asked_for_is_not_written(tmp_path: Path) -> None:
     """A server that answers with a file of another name, or of another series, cannot write where it likes."""
     chest = with_evil_name(write_chest(tmp_path / "other.dcm", SOPInstanceUID=PLACEHOLDER))
     wanted = generate_uid()
-    listing = f'[{{"00080018": {{"vr": "UI", "Value": ["{wanted}"]}}}}]'.encode()
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         if f"/instances/{wanted}" in handler.path:
-            part = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + chest.read_bytes() + b"\r\n--x--\r\n"
-            _reply(handler, 200, b"\r\n" + part, 'multipart/related; type="application/dicom"; boundary=x')
+            reply(handler, 200, part(chest.read_bytes()) + b"\r\n--x--\r\n", MULTIPART)
         else:
-            _reply(handler, 200, listing)
+            reply(handler, 200, listing(INSTANCE, wanted))
 
     with serving(answer) as url, pytest.raises(PacsError, match="another instance"):
         DicomWeb(DicomWebConfig(url=url)).fetch("1.2.3", "1.2.4", tmp_path / "a" / "b" / "out")
     assert sorted(path.name for path in tmp_path.rglob("*.dcm")) == ["other.dcm"]
 
 
-@contextmanager
-def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A server on loopback that gives whatever answer a test needs."""
+def test_a_redirect_to_another_server_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It could lead to anything that this machine reaches, and would take the credentials along."""
+    monkeypatch.setenv("RADGLINT_DICOMWEB_TOKEN", "abc")
+    asked: list[str] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer(self)
+    def elsewhere(handler: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        reply(handler, 200, listing(INSTANCE, "1.2.5"))
 
-        def log_message(self, format: str, *args: Any) -> None:
+    with serving(elsewhere) as other:
+
+        def lead_away(handler: http.server.BaseHTTPRequestHandler) -> None:
+            is_search = handler.path.partition("?")[0].endswith("/instances")
+            if is_search and "never" not in handler.path:
+                reply(handler, 200, listing(INSTANCE, "1.2.5"))
+            else:
+                redirect(handler, other)
+
+        with serving(lead_away) as url:
+            server = DicomWeb(DicomWebConfig(url=url))
+            with pytest.raises(PacsError, match=r"redirects to another server") as caught:
+                list(server.studies())
+            assert not isinstance(caught.value, PacsUnreachableError)
+            with pytest.raises(PacsError, match="redirects to another server"):
+                server.fetch("1.2.3", "1.2.4", tmp_path / "out")
+    assert asked == []
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "is_followed"),
+    [("/dicom-web/there", True), ("//127.0.0.2/x", False), ("https:", False), ("file:///etc/passwd", False)],
+)
+def test_where_a_redirect_may_lead(target: str, is_followed: bool) -> None:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if handler.path.startswith("/dicom-web/there"):
+            reply(handler, 200, b"[]")
+        else:
+            redirect(handler, target + (handler.headers["Host"] if target == "https:" else ""))
+
+    with serving(answer) as url:
+        server = DicomWeb(DicomWebConfig(url=url))
+        if is_followed:
+            assert list(server.studies()) == []
+        else:
+            with pytest.raises(PacsError, match="redirects to another server"):
+                list(server.studies())
+
+
+def test_a_series_that_is_too_large_is_refused(orthanc: Orthanc, tmp_path: Path) -> None:
+    ct = write_ct(tmp_path / "ct", phantom_hu(5))
+    orthanc.upload(*ct)
+    study, series, _ = uids_of(ct[0])
+    with pytest.raises(PacsError, match="more than 4 instances"):
+        client(orthanc, max_instances=4).fetch(study, series, tmp_path / "out")
+    some = 3 * ct[0].stat().st_size
+    with pytest.raises(PacsError, match=f"more than {some} bytes") as caught:
+        client(orthanc, max_series_bytes=some).fetch(study, series, tmp_path / "out")
+    assert not isinstance(caught.value, PacsUnreachableError)
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < some + 2 * ct[0].stat().st_size
+    assert len(client(orthanc, max_instances=5).fetch(study, series, tmp_path / "out")) == 5
+
+
+def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    def endless(handler: http.server.BaseHTTPRequestHandler) -> None:
+        if "/instances?" in handler.path:
+            return reply(handler, 200, listing(INSTANCE, "1.2.5"))
+        is_part = "/instances/" in handler.path
+        handler.send_response(200)
+        handler.send_header("Content-Type", MULTIPART if is_part else "application/dicom+json")
+        handler.end_headers()
+        try:
+            handler.wfile.write(part(b"") if is_part else b"[")
+            for k in range(400):
+                handler.wfile.write(b" " * 2**16)
+                sent.append(k)
+        except OSError:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/dicom-web"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def _reply(
-    handler: http.server.BaseHTTPRequestHandler, code: int, body: bytes, kind: str = "application/dicom+json"
-) -> None:
-    handler.send_response(code)
-    handler.send_header("Content-Type", kind)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
+    monkeypatch.setattr(session, "MAX_ANSWER_BYTES", 2**21)
+    with serving(endless) as url:
+        server = DicomWeb(DicomWebConfig(url=url, max_instance_bytes=2**22))
+        with pytest.raises(PacsError, match=f"more than {2**21} bytes at once"):
+            list(server.studies())
+        with pytest.raises(PacsError, match=f"more than {2**22} bytes at once"):
+            server.fetch("1.2.3", "1.2.4", tmp_path / "out")
+    assert len(sent) < 400

@@ -69,6 +69,35 @@ def test_more_instances_start_again_only_what_is_not_answered(state: State, afte
         assert entry.reason == (f"12 instances since it was {state}" if objects else "")
 
 
+def test_a_stored_series_that_grows_is_told_and_seen_again_only_on_wish(tmp_path: Path) -> None:
+    more, most = replace(ONE, instances=12), replace(ONE, instances=15)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.note([ONE]) == []
+        entry = ledger.move(ledger.due()[0], "answered", objects=[result(tmp_path)])
+        assert ledger.note([more], ask_again=True) == []  # not before it is stored
+        assert state_of(ledger) == "answered"
+        ledger.move(entry, "stored")
+        ((grown, before),) = ledger.note([more])
+        assert (grown.state, grown.instances, before) == ("stored", 12, 10)
+        assert ledger.note([more]) == []
+        assert ledger.note([replace(ONE, instances=11)], ask_again=True) == []  # fewer are no news
+        ((grown, before),) = ledger.note([most], ask_again=True)
+        assert (grown.state, grown.instances, before, grown.objects) == ("seen", 15, 11, ())
+        assert [e.series_uid for e in ledger.due()] == [ONE.series_uid]
+
+
+def test_of_a_received_series_only_the_rest_is_there(tmp_path: Path) -> None:
+    """What was stored is gone from the inbox, so that every instance in it came later."""
+    with Ledger(tmp_path) as ledger:
+        ledger.note([ONE], is_rest=True)
+        assert ledger.note([replace(ONE, instances=11)], is_rest=True) == []  # still coming in
+        ledger.move(ledger.due()[0], "stored", objects=[result(tmp_path)])
+        for late, total in ((1, 12), (1, 13), (20, 33)):
+            ((entry, before),) = ledger.note([replace(ONE, instances=late)], is_rest=True)
+            assert (entry.state, entry.instances, before) == ("stored", total, total - late)
+            assert entry.reason == f"{total} instances since it was stored"
+
+
 def test_a_parked_series_with_results_is_not_asked_again(tmp_path: Path) -> None:
     """It would get the same UIDs with other content."""
     with Ledger(tmp_path) as ledger:

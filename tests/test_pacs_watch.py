@@ -174,6 +174,28 @@ def test_a_series_that_grows_is_waited_for(orthanc: Orthanc, pacs_model: Path, t
     assert ledger_entries(document)[uid_of(ct[0])].state == "stored"
 
 
+@pytest.mark.parametrize(("when_grown", "results"), [("leave", 1), ("ask", 2)])
+def test_a_series_that_grows_after_it_was_stored(
+    when_grown: str, results: int, orthanc: Orthanc, pacs_model: Path, tmp_path: Path
+) -> None:
+    """It is told and noted; asked again only on wish, under new UIDs beside the old ones."""
+    ct = write_ct(tmp_path / "ct", phantom_hu(10, 64, 64))
+    document = watch_document(orthanc, tmp_path / "watch", pacs_model, when_grown=when_grown)
+    orthanc.upload(*ct[:8])
+    watch_once(document)
+    orthanc.upload(*ct[8:])
+    lines = watch_once(document)
+    assert sum("2 more instances since it was answered" in line for line in lines) == 1
+    (entry,) = ledger_entries(document).values()
+    assert (entry.state, entry.instances) == ("stored", 10)
+    assert entry.reason == ("10 instances since it was stored" if when_grown == "leave" else "")
+    assert len(orthanc.find("SEG")) == len(orthanc.find("SR")) == results
+    referenced = sorted(len(ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence) for ds in orthanc.find("SEG"))
+    assert referenced[-1] == (10 if when_grown == "ask" else 8)
+    assert not any("more instances" in line for line in watch_once(document))
+    assert len(orthanc.find("SEG")) == results
+
+
 def test_rules_decide_and_results_never_match(orthanc: Orthanc, pacs_model: Path, tmp_path: Path) -> None:
     wanted = write_chest(tmp_path / "a.dcm", SeriesDescription="Chest PA")
     others = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from radglint.place import PLACES, Place, PlaceField, place_of, place_prior
+from radglint.place import PLACES, Place, PlaceField, heart_logits, place_of, place_prior
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,21 @@ def test_a_radiograph_has_lungs_sides_and_thirds() -> None:
         assert max(("upper", "mid", "lower"), key=lambda z: places[z][row, 2]) == zone
         assert places[zone][row, 2] > 0.8
     assert places["lower"][28, 2] > 0.99  # below the lungs is not above them
+
+
+def test_the_heart_of_a_radiograph_lies_between_the_lungs_from_their_middle_down() -> None:
+    field = field_of(*two_lungs())
+    heart = torch.sigmoid(heart_logits(field.flatten(1)[None]))[0].reshape(30, 12).numpy()
+    np.testing.assert_allclose(heart, field[PLACES.index("heart"), 0].exp().numpy(), atol=2e-6)
+    expected = np.zeros((30, 12), dtype=bool)
+    expected[14:24, 5:7] = True  # rows 6 to 23 are lung
+    np.testing.assert_array_equal(heart > 0.5, expected)
+
+
+def test_one_lung_alone_leaves_no_heart() -> None:
+    lung, left = two_lungs()
+    lung[:, 7:11] = -20.0  # opaque or not there
+    assert field_of(lung, left)[PLACES.index("heart")].exp().max() < 1e-5
 
 
 def test_the_thirds_of_a_volume_run_along_its_slices_from_the_feet_up() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -102,3 +104,54 @@ def test_constraints_pin_everything_that_setup_installs():
     free = sorted(name for name in names - set(pinned()) if not name.startswith(("nvidia-", "triton", "cuda-")))
     assert not free, f"constraints.txt lacks {', '.join(free)}"
     assert len(names) > 40
+
+
+PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "copyreg"}
+PICKLED_BY_DEFAULT = {"torch.load": "weights_only", "torch.save": None, "read_pickle": None, "to_pickle": None}
+
+
+def pickling(tree: ast.AST) -> Iterator[str]:
+    """What in a module reads or writes pickles: modules imported, and calls that would unless told not to."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            above = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            names = [above + alias.name for alias in node.names]
+            yield from (f"import {name}" for name in names if PICKLING & set(name.split(".")))
+        elif isinstance(node, ast.Call):
+            yield from pickling_call(node)
+
+
+def pickling_call(node: ast.Call) -> Iterator[str]:
+    name = ast.unparse(node.func)
+    told = {word.arg: getattr(word.value, "value", "unknown") for word in node.keywords}
+    if any(value is not False for word, value in told.items() if word == "allow_pickle"):
+        yield f"{name}(allow_pickle)"
+    for risky, switch in PICKLED_BY_DEFAULT.items():
+        if (name == risky or name.endswith(f".{risky}")) and told.get(switch or "") is not True:
+            yield name
+
+
+def test_no_module_reads_or_writes_a_pickle():
+    modules = sorted((ROOT / "src").rglob("*.py"))
+    found = [f"{path.name}: {what}" for path in modules for what in pickling(ast.parse(path.read_text("utf-8")))]
+    assert len(modules) > 100
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import os, pickle", ["import pickle"]),
+        ("def f():\n    from ray import cloudpickle", ["import ray.cloudpickle"]),
+        ("from ray.cloudpickle import dumps", ["import ray.cloudpickle.dumps"]),
+        ("torch.load(path)", ["torch.load"]),
+        ("torch.load(path, weights_only=False)", ["torch.load"]),
+        ("torch.load(path, weights_only=True)", []),
+        ("np.load(path, allow_pickle=True)", ["np.load(allow_pickle)"]),
+        ("np.load(path, allow_pickle=chosen)", ["np.load(allow_pickle)"]),
+        ("np.load(path, allow_pickle=False)", []),
+        ("frame.read_pickle(path)", ["frame.read_pickle"]),
+    ],
+)
+def test_pickles_are_seen(code, found):
+    assert list(pickling(ast.parse(code))) == found

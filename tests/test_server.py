@@ -306,50 +306,6 @@ def test_logs_and_metrics_name_no_patient(server: ServerProcess, tmp_path: Path)
     assert study["id"] not in text
 
 
-def test_monai_label_clients(server: ServerProcess, series: dict, radiograph: dict) -> None:
-    info = server.client.get("/info/").json()
-    assert {"name", "description", "version", "labels", "models", "trainers", "strategies", "scoring"} <= set(info)
-    assert info["models"]["nano-ct"]["type"] == "segmentation"
-    assert info["models"]["nano-ct"]["dimension"] == 3
-    params = {"params": (None, json.dumps({"label_prompt": ["emphysema", 1], "threshold": 0.02}))}
-    answer = server.client.post(f"/infer/nano-ct?image={series['id']}", files=params)
-    told, label = parts_of(answer)
-    assert told["label_names"] == {"emphysema": 1, "nodule": 2}
-    shown = volume(server, f"/api/v1/studies/{series['id']}/volume.nii.gz")
-    assert label.shape == shown.shape
-    assert np.allclose(label.affine, shown.affine)
-    only = server.client.post(f"/infer/nano-ct?image={series['id']}&output=json", files=params)
-    assert only.json()["label_names"] == told["label_names"]
-    problem(server.client.post(f"/infer/nano-cxr?image={series['id']}", files=params), 409, "other-modality")
-    problem(server.client.post(f"/infer/other?image={series['id']}", files=params), 404, "not-found")
-    problem(server.client.post("/infer/nano-ct", files=params), 422, "no-file")
-    before = server.client.get("/datastore/").json()["total"]
-    with_file = params | {"file": ("a.png", png())}
-    told, label = parts_of(server.client.post("/infer/nano-cxr?image=", files=with_file))
-    assert label.shape == (96, 96, 1)
-    assert server.client.get("/datastore/").json()["total"] == before  # what was sent along is deleted again
-    session = server.client.put("/session/", files={"files": ("a.png", png())}).json()
-    told, _ = parts_of(server.client.post(f"/infer/nano?image=&session_id={session['session_id']}", files=params))
-    assert told["image"] == session["session_id"]
-    assert server.client.delete(f"/session/{session['session_id']}").status_code == 200
-    stored = server.client.put("/datastore/?image=mine", files={"file": ("a.png", png())}).json()["image"]
-    assert stored in server.client.get("/datastore/?output=all").json()["objects"]
-    assert server.client.delete(f"/datastore/?id={stored}").status_code == 200
-
-
-def parts_of(answer: httpx.Response) -> tuple[dict, nib.Nifti1Image]:
-    """The two parts of an inference, taken apart by the standard library."""
-    import email
-
-    assert answer.status_code == 200, answer.text
-    message = email.message_from_bytes(
-        b"Content-Type: " + answer.headers["content-type"].encode() + b"\r\n\r\n" + answer.content
-    )
-    params, label = message.get_payload()
-    content = label.get_payload(decode=True)
-    return json.loads(params.get_payload(decode=True)), nib.Nifti1Image.from_bytes(gzip.decompress(content))
-
-
 def test_many_at_once(server: ServerProcess, radiograph: dict) -> None:
     def ask(k: int) -> str:
         return server.ask(radiograph["id"], f"nodule number {k}")["findings"][0]["query"]

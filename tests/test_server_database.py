@@ -119,9 +119,38 @@ def test_many_threads_write_at_once(database: Database) -> None:
 
 
 def test_another_version_is_refused(database: Database, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SCHEMA_VERSION", 2)
-    with pytest.raises(ConfigError, match="version 1"):
+    monkeypatch.setattr(module, "SCHEMA_VERSION", 9)
+    with pytest.raises(ConfigError, match="version 2"):
         Database(url)
+
+
+def test_results_count_for_their_study(database: Database) -> None:
+    study_id, kept = add_study(database), 3 * 2**32
+    one, other = add_job(database, study_id), add_job(database, study_id)
+    assert database.end_job(one, "done", document={}, size_bytes=1000)
+    assert not database.end_job(one, "done", document={}, size_bytes=5000)
+    database.weigh_job(one, 2**33)
+    database.weigh_job(other, 70)
+    database.weigh_job(new_id(), 70)  # deleted meanwhile
+    assert database.counts()["stored_bytes"] == kept + 2**33 + 70
+    database.delete_job(one)
+    assert database.counts()["stored_bytes"] == kept + 70
+    database.delete_study(study_id)
+    assert database.counts()["stored_bytes"] == 0
+
+
+def test_a_data_base_of_version_1_is_brought_up_to_date(database: Database, url: str) -> None:
+    job_id = add_job(database, add_study(database))
+    with database._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE radglint_jobs DROP COLUMN size_bytes")
+        connection.exec_driver_sql("UPDATE radglint_about SET version = 1")
+    again = Database(url)
+    job = again.job(job_id)
+    assert job is not None
+    assert (job["queries"], job["size_bytes"]) == (["nodule \U0001fac1"], 0)
+    again.weigh_job(job_id, 5)
+    again.close()
+    Database(url).close()
 
 
 def test_errors_do_not_show_the_password() -> None:

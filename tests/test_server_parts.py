@@ -21,8 +21,8 @@ from radglint.server.config import ServerConfig, is_loopback
 from radglint.server.events import Hub
 from radglint.server.folders import DataFolder, new_id
 from radglint.server.http_protocol import bounded_protocol
-from radglint.server.jobs import _first_queries
-from radglint.server.limits import BodyLimits, RateLimit
+from radglint.server.limits import BodyLimits, Incoming, RateLimit
+from radglint.server.planning import first_queries
 from radglint.server.studies import public_message
 from radglint.server.uploads import shown_name
 
@@ -40,7 +40,9 @@ def test_other_machines_need_a_key(tmp_path: Path) -> None:
         assert not is_loopback(host)
 
 
-@pytest.mark.parametrize("wrong", [{"dicomweb": "ftp://pacs"}, {"queue": 0}, {"rate": -1.0}, {"cache_bytes": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"dicomweb": "ftp://pacs"}, {"incoming_bytes": 5}, {"queue": 0}, {"rate": -1.0}, {"cache_bytes": 0}]
+)
 def test_settings_that_cannot_work_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ConfigError):
         ServerConfig(tmp_path, **wrong)
@@ -113,9 +115,9 @@ async def _app(scope, receive, send) -> None:
 
 
 @contextmanager
-def running(header_s: float = 0.5, connections: int = 20) -> Iterator[int]:
+def running(header_s: float = 0.5, connections: int = 20, incoming_bytes: int = 10**8) -> Iterator[int]:
     """A small server with short bounds; yields its port."""
-    app = BodyLimits(_app, upload_bytes=10**7, body_s=1.0, stall_s=0.5)
+    app = BodyLimits(_app, Incoming(incoming_bytes), upload_bytes=10**7, body_s=1.0, stall_s=0.5)
     config = uvicorn.Config(
         app, http=bounded_protocol(header_s, connections), lifespan="off", log_config=None, ws="none",
         log_level="critical",
@@ -170,6 +172,29 @@ def test_slow_and_large_bodies_are_refused() -> None:
         chunked = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert b"413" in answer_to(port, chunked, *(b"40000\r\n" + bytes(2**18) + b"\r\n" for _ in range(5)))
         assert httpx.post(f"http://127.0.0.1:{port}/", content=b"x" * 50, trust_env=False).text == "50"
+
+
+def test_uploads_on_their_way_are_bounded_together() -> None:
+    """What one client has sent of its upload counts against the next, until the first is done or gone."""
+    form = b"Host: a\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head = b"POST /api/v1/studies HTTP/1.1\r\n" + form + b"Content-Length: %d\r\n\r\n"
+    chunked = b"POST /api/v1/studies HTTP/1.1\r\n" + form + b"Transfer-Encoding: chunked\r\n\r\n"
+    with running(incoming_bytes=10**6) as port:
+        assert b"429" in answer_to(port, head % (10**6 + 1))  # refused by what it announces
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=8)) as first:
+            first.sendall(head % 800_000 + bytes(700_000))
+            time.sleep(0.2)
+            refused = answer_to(port, head % 400_000)
+            assert b"429" in refused
+            assert b"retry-after" in refused.lower()
+            assert b"uploads-full" in answer_to(port, chunked, b"61a80\r\n" + bytes(400_000) + b"\r\n")
+            assert httpx.post(f"http://127.0.0.1:{port}/", content=b"x" * 50, trust_env=False).text == "50"
+            first.sendall(bytes(100_000))
+            assert b"200 OK" in first.recv(2**16)
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=8)) as second:
+            second.sendall(head % 900_000 + bytes(700_000))
+        time.sleep(0.2)  # it is gone, and so is what it sent
+        assert b"200 OK" in answer_to(port, head % 900_000, bytes(900_000))
 
 
 def test_a_reader_that_stalls_is_left() -> None:
@@ -245,5 +270,5 @@ def test_names_and_messages_for_clients() -> None:
 
 def test_a_question_takes_as_many_jobs_as_fit() -> None:
     jobs = [{"queries": ["q"] * n} for n in (40, 20, 10, 1)]
-    assert len(_first_queries(jobs)) == 2
-    assert len(_first_queries([{"queries": ["q"] * 100}])) == 1
+    assert len(first_queries(jobs)) == 2
+    assert len(first_queries([{"queries": ["q"] * 100}])) == 1

@@ -3,8 +3,9 @@
 An input is a file, a glob, a manifest, or a folder, which is searched with its subfolders. Only headers are read. Every
 CT series is a case, wherever its slices lie, every other file is a case of its own. Nothing is dropped in silence: what
 is no image stays a case, and fails with its reason when its turn comes. DICOM objects that never hold one (reports,
-segmentations, presentation states and so on) lie beside the images in every archive; where a search finds them, they
-are no cases but `skipped`. One that is named by itself, or by a manifest, was meant, and stays a case.
+segmentations, presentation states and so on) lie beside the images in every archive, and so do CT series of localizers
+or screenshots alone; where a search finds them, they are no cases but `skipped`. What is named by itself, or by a
+manifest, was meant, and stays a case.
 
 The name of a case, its id, is the series UID of a CT series, the id of a manifest's row, else the path below the input.
 """
@@ -68,11 +69,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A DICOM object without an image that a search has found.
+    """A DICOM object without an image to ask that a search has found.
 
     Attributes:
         path: the file.
-        reason: what object it is, in words.
+        reason: what it is, in words.
     """
 
     path: str
@@ -94,10 +95,24 @@ class Found:
 
 @dataclass
 class _Series:
-    """A CT series while it is gathered."""
+    """A CT series while it is gathered.
+
+    Attributes:
+        files: all of it.
+        voxels: of all files.
+        beside: files that are no slice of a volume, and what they are instead.
+        is_meant: whether one of its files was named by itself.
+    """
 
     files: list[Path] = dataclasses.field(default_factory=list)
     voxels: int = 0
+    beside: dict[Path, str] = dataclasses.field(default_factory=dict)
+    is_meant: bool = False
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether there is no slice in it."""
+        return not self.is_meant and len(self.beside) == len(self.files)
 
 
 @dataclass
@@ -146,7 +161,7 @@ def look_for_cases(
     groups = _group(loose, meant, read_header if headers is None else headers.of, tick)
     cases = _unique([*named, *_cases_of(groups, loose)])
     if not cases:
-        only = f" but {len(groups.skipped)} DICOM objects without an image" if groups.skipped else ""
+        only = f" but {len(groups.skipped)} DICOM objects without an image to ask" if groups.skipped else ""
         raise InputError(f"{', '.join(inputs)}: no file there{only}; give images, a folder, a glob or a manifest")
     return Found(cases, groups.skipped)
 
@@ -228,21 +243,39 @@ def _group(
             continue
         if header.no_image and file not in meant:
             groups.skipped.append(Skipped(str(file), header.no_image))
-        elif header.kind == SLICE:
-            _add_slice(groups, file, base, header)
+        elif header.is_ct:
+            _add_slice(groups, file, _key(file, base, header), header, is_meant=file in meant)
         else:
             groups.order.append((file, None))
+    _set_aside(groups)
     return groups
 
 
-def _add_slice(groups: _Groups, file: Path, base: Path, header: Header) -> None:
-    """Put a CT slice with its series, which comes where its first slice lies."""
-    key = header.series or f"{_below(file.parent, base)}{_NO_UID}"
+def _set_aside(groups: _Groups) -> None:
+    """Series without a slice are no cases."""
+    for key, entry in list(groups.series.items()):
+        if entry.is_aside:
+            groups.skipped += [Skipped(str(file), reason) for file, reason in entry.beside.items()]
+            del groups.series[key]
+    groups.order = [(file, key) for file, key in groups.order if key is None or key in groups.series]
+
+
+def _key(file: Path, base: Path, header: Header) -> str:
+    """The name of the series that a CT image belongs to."""
+    return header.series or f"{_below(file.parent, base)}{_NO_UID}"
+
+
+def _add_slice(groups: _Groups, file: Path, key: str, header: Header, *, is_meant: bool) -> None:
+    """Put a CT image with its series, which comes where its first file lies."""
     if key not in groups.series:
         groups.series[key] = _Series()
         groups.order.append((file, key))
-    groups.series[key].files.append(file)
-    groups.series[key].voxels += header.voxels
+    entry = groups.series[key]
+    entry.files.append(file)
+    entry.voxels += header.voxels
+    entry.is_meant |= is_meant
+    if header.kind != SLICE:
+        entry.beside[file] = header.kind
 
 
 def _cases_of(groups: _Groups, loose: dict[Path, Path]) -> Iterator[Case]:

@@ -3,7 +3,7 @@
     run.json          what was asked of what; a run that differs is refused
     results.jsonl     a line for each case that was answered
     failures.jsonl    a line for each case that failed: id, path, kind, message
-    skipped.jsonl     a line for each DICOM object without an image that the search found: path, reason
+    skipped.jsonl     a line for each DICOM object without an image to ask that was found: path, reason
     masks/NAME/       masks of a case, moved into place before its line is written
     results.parquet   the results, a row for each case and query
 

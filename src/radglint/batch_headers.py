@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from pydicom.dataset import Dataset
+
 from radglint import writing
-from radglint.dicom_file import is_dicom, number, open_dicom, text
+from radglint.dicom_file import SECONDARY_CAPTURE_UID, is_dicom, number, open_dicom, text
 from radglint.errors import ImageError
-from radglint.slice_headers import DICOM_SUFFIXES
+from radglint.slice_headers import DICOM_SUFFIXES, LOCALIZER_WORDS
 
 HEADERS = ".headers.jsonl"
-TAGS = ["SOPClassUID", "Modality", "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames"]
+TAGS = ["SOPClassUID", "Modality", "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames", "ImageType"]
+TAGS += ["ImagePositionPatient"]
 LINES_AT_ONCE = 500
 SLICE, OTHER = "slice", "other"
+LOCALIZER, SCREENSHOT = "CT localizer (scout)", "screenshot or dose page of a CT"
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _NO_IMAGES = {  # UID below `_STORAGE`, and everything below that: what it is
@@ -52,10 +56,10 @@ class Header:
     """What grouping needs of one file.
 
     Attributes:
-        kind: "slice" of a CT series, "other" (an image, or for reading to refuse), else what DICOM object it is that
-            holds no image, in words.
-        series: SeriesInstanceUID of a slice, or empty.
-        voxels: pixels that a slice's header promises.
+        kind: "slice" of a CT series, "other" (an image, or for reading to refuse), else in words what DICOM object it
+            is that holds no image, or what CT image it is that is no slice of a volume.
+        series: SeriesInstanceUID of a CT image, or empty.
+        voxels: pixels that a CT image's header promises.
     """
 
     kind: str
@@ -65,7 +69,12 @@ class Header:
     @property
     def no_image(self) -> str:
         """What object without an image it is, in words; empty for any other file."""
-        return "" if self.kind in (SLICE, OTHER) else self.kind
+        return "" if self.is_ct or self.kind == OTHER else self.kind
+
+    @property
+    def is_ct(self) -> bool:
+        """Whether it belongs to a CT series, as a slice or beside the slices."""
+        return self.kind in (SLICE, LOCALIZER, SCREENSHOT)
 
 
 def read_header(file: Path) -> Header:
@@ -86,7 +95,15 @@ def read_header(file: Path) -> Header:
     if nothing or modality != "CT":
         return Header(nothing or OTHER)
     sides = [number(header, name, file) or 1 for name in ("Rows", "Columns", "NumberOfFrames")]
-    return Header(SLICE, text(header, "SeriesInstanceUID"), int(sides[0] * sides[1] * sides[2]))
+    return Header(_ct_kind(header), text(header, "SeriesInstanceUID"), int(sides[0] * sides[1] * sides[2]))
+
+
+def _ct_kind(header: Dataset) -> str:
+    """A slice of a volume, or what reading the volume will leave out (see `slice_headers`)."""
+    if any(word in text(header, "ImageType").upper() for word in LOCALIZER_WORDS):
+        return LOCALIZER
+    is_capture = text(header, "SOPClassUID").startswith(SECONDARY_CAPTURE_UID)
+    return SCREENSHOT if is_capture and "ImagePositionPatient" not in header else SLICE
 
 
 def _not_an_image(sop_class: str, modality: str) -> str:

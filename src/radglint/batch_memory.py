@@ -17,7 +17,7 @@ BYTES_PER_VOXEL = 20
 blocks. An estimate that errs on the safe side (9 were seen on a CT of int16 with little to mark), not a promise."""
 USABLE = 0.8
 POLL_S = 0.2
-_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class TooLargeError(ImageError):
@@ -110,14 +110,24 @@ def check_fits(case: Case, needed: int, memory: int) -> None:
 
 
 def usable_bytes() -> int:
-    """Four fifths of the memory of this machine, or of its container if that is less."""
+    """Four fifths of the memory of this machine, or of its container or systemd unit if that is less."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # no such question on this system
         total = 8 * 2**30
-    with suppress(OSError, ValueError):
-        total = min(total, int(_CONTAINER_LIMIT.read_text(encoding="ascii")))
-    return int(USABLE * total)
+    return int(USABLE * min(total, *_limits_bytes()))
+
+
+def _limits_bytes() -> list[int]:
+    """Memory limits of the control group that we are in, and of those that it lies in."""
+    own = ""
+    with suppress(OSError):  # no Linux
+        own = _OWN_CGROUP.read_text(encoding="utf-8").rpartition("::")[2].strip().strip("/")
+    found = [2**63]
+    for folder in (_CGROUPS / own, *(_CGROUPS / own).parents):
+        with suppress(OSError, ValueError):  # the topmost has no limit, and "max" is none
+            found.append(int((folder / "memory.max").read_text(encoding="ascii")))
+    return found
 
 
 def _voxels(path: Path) -> int:

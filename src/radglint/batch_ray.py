@@ -24,7 +24,7 @@ from radglint.batch import progress_bar
 from radglint.batch_cases import Case
 from radglint.batch_files import RunFolder
 from radglint.batch_options import BatchOptions
-from radglint.batch_worker import Deaths, Outcome, Worker, pack, unpack
+from radglint.batch_worker import Deaths, Outcome, Worker, pack_case, unpack_outcome
 from radglint.errors import ConfigError, InputError
 from radglint.pipeline import Device, Pipeline
 
@@ -96,13 +96,13 @@ class RayEngine:
             "options": dataclasses.replace(options, whole=None, skipped=(), show_progress=False),
             "share": -(-workers // nodes),
         }  # fmt: skip
-        rows = [{"place": place, "case": pack(case)} for place, case in enumerate(cases)]
+        rows = [{"place": place, "case": pack_case(case)} for place, case in enumerate(cases)]
         answers = from_items(rows, override_num_blocks=-(-len(rows) // size)).map_batches(
             Worker, batch_size=size, batch_format="pyarrow", compute=ActorPoolStrategy(size=workers),
             fn_constructor_kwargs=worker, num_cpus=cpus, num_gpus=gpus,
         )  # fmt: skip
         for row in answers.iter_rows():
-            yield row["place"], unpack(row["outcome"])
+            yield row["place"], unpack_outcome(row["outcome"])
 
 
 def _keep(run: RunFolder, case: Case, outcome: Outcome) -> None:

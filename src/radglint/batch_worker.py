@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import os
-import pickle
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -78,8 +79,8 @@ class Worker:
         import pyarrow
 
         places = batch["place"].to_pylist()
-        cases = [unpack(packed) for packed in batch["case"].to_pylist()]
-        outcomes = [pack(outcome) for outcome in self._together(cases)]
+        cases = [unpack_case(packed) for packed in batch["case"].to_pylist()]
+        outcomes = [pack_outcome(outcome) for outcome in self._together(cases)]
         return pyarrow.table({"place": places, "outcome": pyarrow.array(outcomes, pyarrow.large_binary())})
 
     def _together(self, cases: Sequence[Case]) -> list[Outcome]:
@@ -160,11 +161,34 @@ class Deaths:
         self._open.discard(key)
 
 
-def pack(item: Any) -> bytes:
-    """A case or an outcome as bytes: paths of a series hardly differ, so they shrink to little."""
-    return zlib.compress(pickle.dumps(item), 1)
+def pack_case(case: Case) -> bytes:
+    """A case as packed JSON: paths of a series hardly differ, so they shrink to little."""
+    return _pack(dataclasses.asdict(case) | {"files": [str(file) for file in case.files]})
 
 
-def unpack(packed: bytes) -> Any:
-    """What `pack` made, between processes of one run only."""
-    return pickle.loads(zlib.decompress(packed))
+def unpack_case(packed: bytes) -> Case:
+    """What `pack_case` made."""
+    fields = _unpack(packed)
+    fields["files"] = tuple(Path(file) for file in fields["files"])
+    return Case(**fields)
+
+
+def pack_outcome(outcome: Outcome) -> bytes:
+    """An outcome as packed JSON, masks in base 64."""
+    masks = [(name, base64.b64encode(content).decode("ascii")) for name, content in outcome.masks]
+    return _pack({"line": outcome.line, "masks": masks, "failure": outcome.failure})
+
+
+def unpack_outcome(packed: bytes) -> Outcome:
+    """What `pack_outcome` made."""
+    fields = _unpack(packed)
+    masks = [(name, base64.b64decode(content)) for name, content in fields["masks"]]
+    return Outcome(fields["line"], masks, None if fields["failure"] is None else tuple(fields["failure"]))
+
+
+def _pack(fields: dict[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(fields).encode("ascii"), 1)
+
+
+def _unpack(packed: bytes) -> dict[str, Any]:
+    return json.loads(zlib.decompress(packed))

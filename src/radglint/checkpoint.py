@@ -53,7 +53,7 @@ FINGERPRINT, PROVENANCE, CARD = "fingerprint.json", "provenance.json", "README.m
 HASHED_FILES = (CONFIG, WEIGHTS, TOKENIZER, PROMPTS, CALIBRATION)  # what decides an answer
 FILES = (*HASHED_FILES, FINGERPRINT, PROVENANCE, CARD)
 LICENCE_PARTS = ("code", "weights", "data")
-LOCAL_KEYS = frozenset({"thresholds", "abstention", "local"})  # of a modality's calibration; empty ones are not written
+LATER_KEYS = frozenset({"at_heart", "thresholds", "abstention", "local"})  # of a calibration; unwritten if empty
 AGAIN = "copy or download the checkpoint again"
 
 
@@ -70,6 +70,7 @@ class ModalityCalibration(_Strict):
         pixel: map from a token's raw map logit to the logit of "it is here".
         pixel_by_concept: the same for concepts that have one of their own.
         in_lungs: concepts that lie in the lungs only: their gate opens where the branch's place field says.
+        at_heart: concepts of the heart as a whole: the gate says whether, their map is the heart (see `place`).
         density: concepts of a CT to the HU that they can have.
         thresholds: concepts with a threshold of their own, chosen on labelled cases.
         abstention: concepts that are not decided where labelled cases did not tell them apart.
@@ -81,6 +82,7 @@ class ModalityCalibration(_Strict):
     pixel: LogisticMap
     pixel_by_concept: dict[str, LogisticMap] = {}
     in_lungs: tuple[str, ...] = ()
+    at_heart: tuple[str, ...] = ()
     density: dict[str, DensityRange] = {}
     thresholds: dict[str, Threshold] = {}
     abstention: dict[str, Abstention] = {}
@@ -88,9 +90,9 @@ class ModalityCalibration(_Strict):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without local calibration the same bytes, so the same fingerprint, as before there was any."""
+        """Without what came later the same bytes, so the same fingerprint, as before there was any."""
         document = handler(self)
-        return {key: value for key, value in document.items() if key not in LOCAL_KEYS or value}
+        return {key: value for key, value in document.items() if key not in LATER_KEYS or value}
 
 
 class Calibration(_Strict):

@@ -109,7 +109,7 @@ def _report(summary: Any, num_cases: int) -> None:
     print(f"{summary.answered} of {num_cases} cases answered in {summary.folder}{failed}")
     aside = (summary.folder / SKIPPED).read_bytes().count(b"\n")
     if aside:
-        print(f"{aside} DICOM objects without an image were left aside: see {summary.folder / SKIPPED}")
+        print(f"{aside} DICOM objects without an image to ask were left aside: see {summary.folder / SKIPPED}")
 
 
 def _look(args: argparse.Namespace, out: Path) -> tuple[Any, list[Any] | None]:

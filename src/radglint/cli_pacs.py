@@ -18,6 +18,7 @@ from radglint.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from radglint.pacs.dicomweb import DicomWeb
     from radglint.pacs.ledger import Entry
+    from radglint.pacs.tls import TlsFiles
 
 URL_VARIABLE = "RADGLINT_DICOMWEB_URL"
 _CREDENTIALS = (
@@ -108,6 +109,13 @@ def _add_send(actions: Any) -> None:
 def _add_title(parser: Any) -> None:
     parser.add_argument("--title", metavar="AE", default="RADGLINT", help="our own AE title (default: RADGLINT)")
     parser.add_argument("--timeout-s", metavar="S", type=float, default=30.0, help="for each answer (default: 30)")
+    _add_tls(parser, "certificates to trust the node by (PEM); turns TLS on")
+
+
+def _add_tls(parser: Any, about_ca: str) -> None:
+    parser.add_argument("--tls-ca", metavar="FILE", type=Path, help=about_ca)
+    parser.add_argument("--tls-certificate", metavar="FILE", type=Path, help="our own certificate (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", type=Path, help="and its private key, without a password")
 
 
 def _add_receive(actions: Any) -> None:
@@ -122,6 +130,7 @@ def _add_receive(actions: Any) -> None:
     receive.add_argument(
         "--quiet-s", metavar="S", type=float, default=10.0, help="a series is in when quiet for so long (default: 10)"
     )
+    _add_tls(receive, "with a certificate: only callers with one of these may send (PEM)")
     receive.set_defaults(run=_receive)
 
 
@@ -185,7 +194,7 @@ def _echo(args: argparse.Namespace) -> None:
     from radglint.pacs.dimse import Caller, echo, parse_peer
 
     peer = parse_peer(args.peer)
-    echo(peer, Caller(args.title, args.timeout_s))
+    echo(peer, Caller(args.title, args.timeout_s, tls=_tls(args)))
     print(f"{peer} answers")
 
 
@@ -193,7 +202,13 @@ def _send(args: argparse.Namespace) -> None:
     from radglint.pacs.dimse import Caller, parse_peer, send
 
     peer, files = parse_peer(args.to), list(_files(args.files))
-    print(f"{send(files, peer, Caller(args.title, args.timeout_s))} sent to {peer}")
+    print(f"{send(files, peer, Caller(args.title, args.timeout_s, tls=_tls(args)))} sent to {peer}")
+
+
+def _tls(args: argparse.Namespace) -> TlsFiles:
+    from radglint.pacs.tls import TlsFiles
+
+    return TlsFiles(tls_ca=args.tls_ca, tls_certificate=args.tls_certificate, tls_key=args.tls_key)
 
 
 def _files(given: Sequence[str]) -> Iterator[Path]:
@@ -221,8 +236,9 @@ def _receive(args: argparse.Namespace) -> None:
 
     try:
         config = ReceiverConfig(
-            title=args.title, host=args.host, port=args.port, allowed_callers=tuple(args.allow), quiet_s=args.quiet_s
-        )
+            title=args.title, host=args.host, port=args.port, allowed_callers=tuple(args.allow), quiet_s=args.quiet_s,
+            **_tls(args).model_dump(),
+        )  # fmt: skip
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0]).replace("_", "-").replace("allowed-callers", "allow")
         raise ConfigError(f"--{key}: {error.errors()[0]['msg']}, got {error.errors()[0]['input']!r}") from error

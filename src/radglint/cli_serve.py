@@ -24,6 +24,8 @@ def add_serve(commands: Any) -> None:
     add("--keys", metavar="FILE", help="API keys, one a line, plain or as sha256:HASH; or RADGLINT_API_KEYS")
     add("--database", metavar="URL", help="such as postgresql+psycopg://user@host/name (default: SQLite in DIR)")
     add("--dicomweb", metavar="URL", help="the PACS that studies can be fetched from")
+    add("--ca-file", metavar="FILE", type=Path, help="certificates to trust the PACS by, instead of the usual ones")
+    add("--plain-http", action="store_true", help="send the PACS's credentials over http to another machine")
     add("--cors", metavar="ORIGIN", nargs="+", default=[], help="pages of these origins may use the server")
     add("--host-name", metavar="NAME", nargs="+", default=[], help="further names of a server without keys")
     add("--keep-days", metavar="N", type=float, help="delete studies after so many days (default: never)")
@@ -34,9 +36,10 @@ def add_serve(commands: Any) -> None:
 def _add_limits(group: Any) -> None:
     add = group.add_argument
     add("--max-upload-mb", metavar="MB", type=float, default=2048, help="of one request (default: 2048)")
+    add("--max-incoming-mb", metavar="MB", type=float, help="of all uploads on their way (default: --max-upload-mb)")
     add("--max-files", metavar="N", type=int, default=4000, help="in one request (default: 4000)")
     add("--max-studies", metavar="N", type=int, default=1000, help="kept at once (default: 1000)")
-    add("--max-stored-gb", metavar="GB", type=float, default=100, help="of all studies (default: 100)")
+    add("--max-stored-gb", metavar="GB", type=float, default=100, help="of all studies and results (default: 100)")
     add("--max-queue", metavar="N", type=int, default=500, help="jobs and studies that wait (default: 500)")
     add("--cache-mb", metavar="MB", type=float, default=2048, help="images and features in memory (default: 2048)")
     add("--rate", metavar="N", type=float, default=50, help="requests a second and key (default: 50)")
@@ -59,8 +62,10 @@ def _serve(args: argparse.Namespace) -> None:
         raise InputError(f'{what}: pip install "radglint[server]"') from error
     config = ServerConfig(
         data=Path(args.data), host=args.host, port=args.port, database=args.database, model=args.model,
-        device=args.device, keys=read_keys(args.keys), dicomweb=args.dicomweb, cors=tuple(args.cors),
-        host_names=tuple(args.host_name), upload_bytes=int(args.max_upload_mb * 2**20), upload_files=args.max_files,
+        device=args.device, keys=read_keys(args.keys), dicomweb=args.dicomweb, ca_file=args.ca_file,
+        plain_http=args.plain_http, cors=tuple(args.cors), host_names=tuple(args.host_name),
+        upload_bytes=int(args.max_upload_mb * 2**20), upload_files=args.max_files,
+        incoming_bytes=None if args.max_incoming_mb is None else int(args.max_incoming_mb * 2**20),
         stored_bytes=int(args.max_stored_gb * 2**30), studies=args.max_studies, queue=args.max_queue, rate=args.rate,
         burst=args.burst, cache_bytes=int(args.cache_mb * 2**20), keep_days=args.keep_days, body_s=args.body_s,
         task_s=args.task_s, grace_s=args.grace_s,

@@ -20,14 +20,17 @@ from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, JPEGExtended12Bit, RLELossless
 
 from radglint.dicom_stream import BoundedReader, check_deflated
 from radglint.errors import ImageError
-from radglint.jpeg_header import check_jpeg
+from radglint.jpeg_header import check_jpeg, decode_12_bits
 
 MAX_FRAME_PX = 2**26  # 8192 x 8192: larger than any detector; guards against nonsense in the header
-INSTALL_HINT = "`pip install python-gdcm pylibjpeg-openjpeg pylibjpeg-rle`, or export the file uncompressed"
+INSTALL_HINT = (
+    "`pip install python-gdcm pylibjpeg-openjpeg pylibjpeg-rle`, or export the file uncompressed (JPEG: `dcmdjpeg` of "
+    "the program dcmtk does it)"
+)
 SECONDARY_CAPTURE_UID = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame children .1 to .4
 PLUGINS = ("pylibjpeg", "pydicom", "pillow", "gdcm")  # order of trial; gdcm last, it can abort on damaged data
 DICOM_MARKER_AT, DICOM_MARKER = 128, b"DICM"  # PS3.10 section 7.1
@@ -202,8 +205,8 @@ def decode_frame(ds: Dataset, path: Path | str, index: int | None = None) -> np.
     first: BaseException | None = None
     for plugin in _decoder_plugins(ds, path):
         try:
-            if plugin == "gdcm":
-                _check_before_gdcm(ds, path, index)
+            if plugin == "gdcm" and (frame := _checked_frame(ds, path, index)) is not None:
+                return frame
             with quiet_pydicom():  # stored_values takes care of unused bits
                 return pixel_array(ds, index=index, decoding_plugin=plugin, correct_unused_bits=False)
         except BaseException as exc:
@@ -304,17 +307,25 @@ def _decoder_plugins(ds: Dataset, path: Path | str) -> list[str]:
         available = get_decoder(syntax).available_plugins
     except NotImplementedError:
         available = ()
-    is_jpeg_2000 = syntax in (JPEG2000Lossless, JPEG2000)
-    plugins = [p for p in PLUGINS if p in available and not (p == "gdcm" and is_jpeg_2000)]
+    left_out = {"gdcm"} if syntax in (JPEG2000Lossless, JPEG2000) else set()
+    if syntax == JPEGExtended12Bit and number(ds, "BitsStored", path) != 8:
+        left_out.add("pillow")  # it decodes 8 bits only
+    plugins = [p for p in PLUGINS if p in available and p not in left_out]
     if not plugins:
         raise ImageError(f"{path}: no decoder for transfer syntax {syntax.name} ({syntax}); try {INSTALL_HINT}")
     return plugins
 
 
-def _check_before_gdcm(ds: Dataset, path: Path | str, index: int | None) -> None:
-    frames = int(number(ds, "NumberOfFrames", path) or 1)
-    frame = get_frame(ds.PixelData, index or 0, number_of_frames=frames)
-    check_jpeg(frame, frame_shape(ds, path), int(number(ds, "SamplesPerPixel", path) or 1))
+def _checked_frame(ds: Dataset, path: Path | str, index: int | None) -> np.ndarray | None:
+    """Check a frame before gdcm sees it; decode it here if it is one that pydicom keeps from gdcm."""
+    frames, samples = (int(number(ds, name, path) or 1) for name in ("NumberOfFrames", "SamplesPerPixel"))
+    frame, shape = get_frame(ds.PixelData, index or 0, number_of_frames=frames), frame_shape(ds, path)
+    bits = check_jpeg(frame, shape, samples)
+    if transfer_syntax(ds, path) != JPEGExtended12Bit or number(ds, "BitsStored", path) == 8:
+        return None
+    if (bits, samples) != (12, 1):
+        raise ValueError(f"JPEG of {samples} x {bits} bits, but {tag_name('BitsStored')} says otherwise")
+    return decode_12_bits(frame, shape)
 
 
 def _one_line(exc: BaseException | None) -> str:

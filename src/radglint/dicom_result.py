@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pydicom.uid import UID, generate_uid
 from radglint.dicom_file import items, number, quiet_pydicom
 from radglint.dicom_source import DicomSource
 from radglint.errors import OutputError
-from radglint.writing import cut, write_bytes
+from radglint.writing import cut, whole_file
 
 if TYPE_CHECKING:
     from radglint.finding import Finding
@@ -44,15 +43,10 @@ def write(path: str | os.PathLike[str], make: Callable[[], Dataset]) -> Path:
     """
     if Path(path).suffix.lower() != ".dcm":
         raise OutputError(f"{path}: a DICOM result needs a name that ends in .dcm; choose such a name")
-    return write_bytes(path, to_bytes(make()))
-
-
-def to_bytes(dataset: Dataset) -> bytes:
-    """A dataset as the bytes of a DICOM file."""
-    buffer = io.BytesIO()
-    with quiet_pydicom():
-        dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    dataset = make()
+    with whole_file(path) as file, quiet_pydicom():
+        dataset.save_as(file, enforce_file_format=True)
+    return Path(path)
 
 
 def import_highdicom() -> Any:

@@ -1,17 +1,24 @@
-"""Check a JPEG or JPEG-LS stream before gdcm sees it: gdcm ends the whole process on some damaged headers.
+"""Check a JPEG or JPEG-LS stream before gdcm sees it: on some damaged ones gdcm ends the process, or never returns.
 
-Only the segments up to the start of scan are looked at (ITU-T T.81 annex B, T.87 annex C), and that the stream ends.
+All segments are looked at (ITU-T T.81 annex B, T.87 annex C), and that one follows the other up to the end marker.
+
+Extended JPEG of 12 bits is decoded here too: gdcm can, but pydicom does not let it, and says so of Pillow as well.
 """
 
 from __future__ import annotations
 
-SOI, EOI, SOS, DHT = 0xD8, 0xD9, 0xDA, 0xC4
+import re
+
+import numpy as np
+
+SOI, EOI, SOS, DHT, APP0, APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xE0, 0xEE
 FRAME_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)  # baseline, extended, progressive, lossless; JPEG-LS
 STAND_ALONE = (0x01, *range(0xD0, 0xD8))
 MAX_PRECISION = 16
+_NEXT_MARKER = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")  # the rest is data, a restart, or a byte that fills
 
 
-def check_jpeg(data: bytes, shape: tuple[int, int], samples: int) -> None:
+def check_jpeg(data: bytes, shape: tuple[int, int], samples: int) -> int:
     """Refuse a stream whose header is damaged or does not fit the image.
 
     Args:
@@ -19,24 +26,65 @@ def check_jpeg(data: bytes, shape: tuple[int, int], samples: int) -> None:
         shape: rows and columns that the DICOM header promises.
         samples: samples per pixel.
 
+    Returns:
+        Bits of a sample.
+
     Raises:
         ValueError: what is wrong.
     """
     if data[:2] != bytes((0xFF, SOI)):
         raise ValueError("the frame does not start as JPEG")
     components: bytes | None = None
-    at = 2
-    while True:
+    bits, at, is_scanned = 0, 2, False
+    while not (is_scanned and data[at : at + 2] == bytes((0xFF, EOI))):
         marker, body, at = _segment(data, at)
         if marker in FRAME_MARKERS:
-            components = _check_frame(body, shape, samples)
+            if components is not None:
+                raise ValueError("the frame has two frame headers")
+            components, bits = _check_frame(body, shape, samples), body[0]
         elif marker == DHT:
             _check_huffman(body)
+        elif marker in (APP0, APP14):
+            _check_application(body, samples)
         elif marker == SOS:
             _check_scan(body, components)
-            break
-    if data.rfind(bytes((0xFF, EOI))) < at:
-        raise ValueError("the frame ends before its end marker")
+            at, is_scanned = _end_of_scan(data, at), True
+    return bits
+
+
+def decode_12_bits(data: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """Decode a frame of 12 bits and one sample.
+
+    Args:
+        data: a frame that `check_jpeg` has let through.
+        shape: its rows and columns.
+
+    Returns:
+        uint16 `rows columns`, 0 to 4095.
+
+    Raises:
+        ImportError: gdcm is not installed.
+        ValueError: the frame is damaged.
+    """
+    import gdcm
+
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(data)
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((shape[1], shape[0], 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    # 12 bits allocated, not 16: by these gdcm takes its decoder; it would try the one of 16 first and complain aloud.
+    image.SetPixelFormat(gdcm.PixelFormat(1, 12, 12, 11, 0))
+    values = np.frombuffer((image.GetBuffer() or "").encode("utf-8", "surrogateescape"), "<u2")
+    if values.size != shape[0] * shape[1]:
+        raise ValueError("the frame of 12-bit JPEG is damaged")
+    return values.reshape(shape)
 
 
 def _segment(data: bytes, at: int) -> tuple[int, bytes, int]:
@@ -53,6 +101,14 @@ def _segment(data: bytes, at: int) -> tuple[int, bytes, int]:
     return marker, data[at + 4 : at + 2 + length], at + 2 + length
 
 
+def _end_of_scan(data: bytes, at: int) -> int:
+    """Where the marker after the coded pixels stands."""
+    found = _NEXT_MARKER.search(data, at)
+    if found is None:
+        raise ValueError("the frame ends before its end marker")
+    return found.start()
+
+
 def _check_frame(body: bytes, shape: tuple[int, int], samples: int) -> bytes:
     """Component identifiers of a start of frame that fits the image."""
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
@@ -67,6 +123,14 @@ def _check_frame(body: bytes, shape: tuple[int, int], samples: int) -> bytes:
     if any(not (1 <= h <= 4 and 1 <= v <= 4) for h, v in factors):
         raise ValueError("the JPEG header has impossible sampling factors")
     return body[6::3]
+
+
+def _check_application(body: bytes, samples: int) -> None:
+    """The two things that libjpeg only warns of, which is too much for gdcm (T.871; Adobe's technical note 5116)."""
+    if len(body) >= 14 and body[:5] == b"JFIF\0" and body[5] != 1:
+        raise ValueError(f"the JPEG header names version {body[5]} of JFIF, there is only 1")
+    if samples > 1 and len(body) >= 12 and body[:5] == b"Adobe" and body[11] > 1:
+        raise ValueError(f"the JPEG header names colour transform {body[11]}, expected 0 or 1")
 
 
 def _check_huffman(body: bytes) -> None:

@@ -30,7 +30,7 @@ from radglint.findings import Findings
 from radglint.gate import GatedScores, PreparedTokens
 from radglint.hub import from_pretrained
 from radglint.image import MedicalImage, Modality
-from radglint.place import place_of, place_prior
+from radglint.place import heart_logits, place_of, place_prior
 from radglint.preprocess import PreprocessRecord, preprocess
 from radglint.query import Query, parse_query
 from radglint.reading import read_image
@@ -246,7 +246,8 @@ class GlintAnswerer:
             score = float(gated.scores[k, 0])
             to_logit = maps.presence.get(concept, maps.presence_default)
             pixel = maps.pixel_by_concept.get(concept, maps.pixel)
-            tokens = (pixel.slope * gated.map_logits[k, 0] + pixel.bias).reshape(encoded.record.grid_shape)
+            tokens = pixel.slope * self._map_logits(encoded, gated, k, concept) + pixel.bias
+            tokens = tokens.reshape(encoded.record.grid_shape)
             level = level_of(maps, concept, threshold)
             least, shown = _logit(level.mask), _logit(level.presence)
             slices = _logits(gated.slice_scores[k, 0], to_logit) + (least - shown)  # shown from `presence` on
@@ -262,6 +263,13 @@ class GlintAnswerer:
                 )
             )  # fmt: skip
         return findings
+
+    def _map_logits(self, encoded: EncodedImage, gated: GatedScores, row: int, concept: str) -> torch.Tensor:
+        """Where a finding is, `tokens`: what its gate saw, or the heart if it is a finding of the heart as a whole."""
+        at_heart = concept in self.calibration.modalities[encoded.image.modality].at_heart
+        if not at_heart or encoded.places is None:
+            return gated.map_logits[row, 0]
+        return heart_logits(encoded.places)[0]
 
     def _scope_note(self, phrase: str, modality: Modality) -> str:
         known = ", ".join(self.calibration.modalities[modality].presence)

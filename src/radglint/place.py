@@ -4,6 +4,9 @@ Sentences alone hardly teach a gate left from right, and no report says that a l
 Anatomy does: a linear field over the patches gives the probability of lung and of either side, and a gate that is
 asked for a lung finding, or for one of a side, opens there only. So a finding of the other side is not there, for the
 score as well as for the mask.
+
+A finding of the heart as a whole shows at its borders only, so no patch tells where it is. The gate says whether, and
+the map is the heart itself, which on a radiograph is what lies between the lungs.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from torch.nn import functional
 from radglint.encoders.mixer import position_code
 from radglint.place_words import Side, Zone, read_side, read_zone
 
-PLACES = ("lung", "right", "left", "upper", "mid", "lower")
+PLACES = ("lung", "right", "left", "upper", "mid", "lower", "heart")
 """Rows of a place field."""
 _NUM_FREQUENCIES = 4
 _LUNG_ENDS = (0.02, 0.98)  # quantiles of the lung's mass along its height that count as top and bottom
 _ZONE_SOFTNESS = 0.06  # of the lung's height, at the border of two thirds
+LUNG_MARGIN = 3.0  # the field leaves dense lung alone: its edge is where aerated lung is 1 to 20
+_HEART_ENDS = (0.42, 1.1)  # of the lungs' height, between which what lies between the lungs is heart
+_LEAST = 1e-6  # probability of heart that the logarithm is still taken of
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ class PlaceField(nn.Module):
         """
         with torch.autocast(tokens.device.type, enabled=False):
             lung, left = self.head(self.features(tokens, grid)).unbind(-1)
-        log = functional.logsigmoid
-        zones = _zones(log(lung), _heights(lung.shape[1], grid, lung.device))
-        return torch.stack([log(lung), log(-left), log(left), *zones], dim=1).flatten(2)
+        log, heights = functional.logsigmoid, _heights(lung.shape[1], grid, lung.device)
+        zones, heart = _zones(log(lung), heights), _heart(lung, left, heights, grid)
+        return torch.stack([log(lung), log(-left), log(left), *zones, heart], dim=1).flatten(2)
 
 
 def _heights(depth: int, grid: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -105,15 +111,62 @@ def _zones(log_lung: torch.Tensor, heights: torch.Tensor) -> list[torch.Tensor]:
         log_lung: `batch depth patches`.
         heights: `depth patches`.
     """
-    order = heights.flatten().argsort()
-    levels = heights.flatten()[order]
-    mass = log_lung.flatten(1).exp()[:, order].cumsum(dim=-1)
-    top, bottom = (levels[(mass >= q * mass[:, -1:]).int().argmax(dim=-1)] for q in _LUNG_ENDS)
-    span = (bottom - top).clamp_min(1e-3)
-    share = (heights[None] - top[:, None, None]) / span[:, None, None]
+    share = _share_of_height(log_lung.exp(), heights)
     below = [(share - edge) / _ZONE_SOFTNESS for edge in (1 / 3, 2 / 3)]
     log = functional.logsigmoid
     return [log(-below[0]), log(below[0]) + log(-below[1]), log(below[1])]
+
+
+def _share_of_height(lung: torch.Tensor, heights: torch.Tensor) -> torch.Tensor:
+    """How far down the lungs a patch lies: 0 at their top, 1 at their bottom.
+
+    Args:
+        lung: `batch depth patches`, probabilities.
+        heights: `depth patches`.
+    """
+    order = heights.flatten().argsort()
+    levels = heights.flatten()[order]
+    mass = lung.flatten(1)[:, order].cumsum(dim=-1)
+    top, bottom = (levels[(mass >= q * mass[:, -1:]).int().argmax(dim=-1)] for q in _LUNG_ENDS)
+    span = (bottom - top).clamp_min(1e-3)
+    return (heights[None] - top[:, None, None]) / span[:, None, None]
+
+
+def _heart(lung: torch.Tensor, left: torch.Tensor, heights: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """Log-probability of heart: no lung, a lung on either side in the same row, and not above the lungs' middle.
+
+    The right lung is to the left of it, as radiographs and slices are shown. On a slice of a CT the spine lies there
+    too, so this is a place for radiographs.
+
+    Args:
+        lung: `batch depth patches`, logits.
+        left: the same, of the left side.
+        heights: `depth patches`.
+        grid: `(height, width)` of one slice.
+    """
+    sharp = torch.sigmoid(lung - LUNG_MARGIN).unflatten(-1, grid[-2:])
+    left_lung = sharp * torch.sigmoid(left).unflatten(-1, grid[-2:])
+    right_of = (sharp - left_lung).cummax(dim=-1).values
+    left_of = left_lung.flip(-1).cummax(dim=-1).values.flip(-1)
+    share = _share_of_height(sharp.flatten(2), heights)
+    top, bottom = _HEART_ENDS
+    at_height = torch.sigmoid((share - top) / _ZONE_SOFTNESS) * torch.sigmoid((bottom - share) / _ZONE_SOFTNESS)
+    return ((1 - sharp) * right_of * left_of).flatten(2).mul(at_height).clamp_min(_LEAST).log()
+
+
+def heart_logits(field: torch.Tensor) -> torch.Tensor:
+    """The map of a finding of the heart as a whole: log-odds of heart.
+
+    Args:
+        field: `batch places tokens`, from `PlaceField`.
+
+    Returns:
+        `batch tokens`.
+
+    Naive form: log(p / (1 - p)).
+    """
+    log = field[:, PLACES.index("heart")].clamp_max(-_LEAST)
+    return log - torch.log(-torch.expm1(log))
 
 
 def place_prior(field: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:

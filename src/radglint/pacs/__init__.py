@@ -2,8 +2,11 @@
 
     uids        what a UID may look like, and how it is called in a log
     access      where a DICOMweb server is, and who asks
+    session     HTTP that stays with one server and takes only so much from it
     dicomweb    QIDO-RS, WADO-RS, STOW-RS
+    tls         certificates for DIMSE
     dimse       C-ECHO and C-STORE to another node
+    listening   a node that listens, with bounds on connections and PDUs
     receiver    C-STORE from other nodes, into a folder
     config      the file of `radglint watch`, with its rules
     ledger      what became of each series, on disk

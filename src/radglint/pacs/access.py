@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 from radglint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from radglint.pacs.session import BoundedSession
 
 DEFAULT_PREFIX = "RADGLINT_DICOMWEB"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,6 +36,9 @@ class DicomWebConfig(BaseModel):
     read_timeout_s: PositiveFloat = 60.0
     attempts: PositiveInt = 4  # of one call, where the server does not answer
     first_wait_s: PositiveFloat = 0.5  # before the second attempt; doubled each time
+    max_instances: PositiveInt = 20_000  # of a series; a larger one is refused
+    max_series_bytes: PositiveInt = 8 * 2**30  # likewise
+    max_instance_bytes: PositiveInt = 2**30  # held in memory while it comes
 
     @field_validator("url")
     @classmethod
@@ -47,8 +53,8 @@ class DicomWebConfig(BaseModel):
         return url.rstrip("/")
 
 
-def open_session(config: DicomWebConfig) -> Any:
-    """A `requests.Session` with credentials and certificates.
+def open_session(config: DicomWebConfig) -> BoundedSession:
+    """A `session.BoundedSession` with credentials and certificates.
 
     The variables for proxies, `.netrc` and certificate bundles are not looked at: what is said here is all there is.
 
@@ -56,8 +62,7 @@ def open_session(config: DicomWebConfig) -> Any:
         ConfigError: half of the credentials, both kinds, credentials over http to another machine, or no such file of
             certificates; or the package is missing.
     """
-    requests = _import_requests()
-    session = requests.Session()
+    session = _new_session(config)
     session.trust_env = False
     session.headers["Accept"] = "application/dicom+json"
     session.verify = _certificates(config)
@@ -66,16 +71,16 @@ def open_session(config: DicomWebConfig) -> Any:
     if token:
         session.headers["Authorization"] = f"Bearer {token}"
     elif user and password:
-        session.auth = (user.encode(), password.encode())
+        session.auth = (user.encode(), password.encode())  # pyright: ignore[reportAttributeAccessIssue]
     return session
 
 
-def _import_requests() -> Any:
+def _new_session(config: DicomWebConfig) -> BoundedSession:
     try:
-        import requests
+        from radglint.pacs.session import BoundedSession
     except ImportError as error:
         raise ConfigError(f"DICOMweb needs the package dicomweb-client ({error}); {INSTALL_HINT}") from error
-    return requests
+    return BoundedSession(config.url, config.max_instance_bytes)
 
 
 def _certificates(config: DicomWebConfig) -> bool | str:

@@ -28,6 +28,7 @@ from radglint.errors import ConfigError
 from radglint.pacs.access import DicomWebConfig
 from radglint.pacs.dimse import DEFAULT_TITLE, parse_peer
 from radglint.pacs.receiver import ReceiverConfig
+from radglint.pacs.tls import TlsFiles
 
 Modality = Literal["CT", "CR", "DX", "RG"]
 """What can be asked. Results are SEG and SR, so that they can never match a rule."""
@@ -103,8 +104,8 @@ class WebTarget(DicomWebConfig):
     kind: Literal["dicomweb"] = "dicomweb"
 
 
-class DimseTarget(_Strict):
-    """Results are sent by C-STORE."""
+class DimseTarget(TlsFiles):
+    """Results are sent by C-STORE, over TLS where there are files for it."""
 
     kind: Literal["dimse"] = "dimse"
     to: str  # AE@host:port
@@ -130,6 +131,7 @@ class WatchConfig(_Strict):
     model: str = "nano"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     segmentation: Literal["BINARY", "FRACTIONAL", "LABELMAP"] = "BINARY"
+    when_grown: Literal["leave", "ask"] = "leave"  # what becomes of a stored series that gets more instances
     quiet_s: NonNegativeFloat = 60.0  # a series is asked when no instance of it came for so long
     max_attempts: PositiveInt = 5  # then a series is parked
     first_retry_s: NonNegativeFloat = 30.0  # doubled each time
@@ -140,6 +142,12 @@ class WatchConfig(_Strict):
         names = [rule.name for rule in self.rules]
         if len(set(names)) < len(names):
             raise ValueError("rules: two have one name; give each its own")
+        return self
+
+    @model_validator(mode="after")
+    def _grown_can_be_fetched(self) -> WatchConfig:
+        if self.when_grown == "ask" and isinstance(self.source, InboxSource):
+            raise ValueError('when_grown: "ask" needs a source of kind "dicomweb"; what was received is not kept')
         return self
 
     @property

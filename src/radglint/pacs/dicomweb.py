@@ -1,17 +1,19 @@
 """A DICOMweb server: search (QIDO-RS), retrieve (WADO-RS) and store (STOW-RS), on `dicomweb-client`.
 
 A call that gets no answer is repeated with growing waits. A series comes instance by instance, each under a temporary
-name until it is whole; what lies in the folder already is not fetched again. Memory holds one instance at a time.
+name until it is whole; what lies in the folder already is not fetched again. Memory holds one instance at a time. What
+a server sends is bounded: an answer, an instance, a series; and it cannot send us elsewhere (see `session`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydicom import dcmread, dcmwrite
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
@@ -23,6 +25,9 @@ from radglint.pacs.access import INSTALL_HINT, DicomWebConfig, open_session
 from radglint.pacs.dimse import failure_words
 from radglint.pacs.uids import check_uid, is_uid
 from radglint.writing import output_errors, whole_file
+
+if TYPE_CHECKING:
+    from radglint.pacs.session import BoundedSession
 
 T = TypeVar("T")
 Row = dict[str, str]
@@ -83,11 +88,19 @@ class DicomWeb:
         for row in self._pages(search, SERIES_FIELDS, "SeriesInstanceUID", filters or {}):
             yield {**row, "StudyInstanceUID": row["StudyInstanceUID"] or study}
 
+    def study_of(self, series: str) -> str | None:
+        """StudyInstanceUID of a series, None where the server has no such series; see `studies`."""
+        check_uid(series, "SeriesInstanceUID")
+        rows = self._pages(
+            self._client.search_for_series, SERIES_FIELDS, "SeriesInstanceUID", {"SeriesInstanceUID": series}
+        )
+        return next((row["StudyInstanceUID"] for row in rows if row["SeriesInstanceUID"] == series), None)
+
     def instances(self, study: str, series: str, filters: dict[str, str] | None = None) -> list[str]:
         """SOPInstanceUIDs of a series, sorted; empty where the server has none.
 
         Raises:
-            PacsError: see `studies`, or a UID that cannot be a file name.
+            PacsError: see `studies`, a UID that cannot be a file name, or more than `max_instances`.
         """
         check_uid(study, "StudyInstanceUID")
         check_uid(series, "SeriesInstanceUID")
@@ -96,7 +109,10 @@ class DicomWeb:
             return self._client.search_for_instances(study, series, **kwargs)
 
         rows = self._pages(search, ("SOPInstanceUID",), "SOPInstanceUID", filters or {})
-        return sorted(check_uid(row["SOPInstanceUID"], "SOPInstanceUID") for row in rows)
+        found = [row["SOPInstanceUID"] for row in islice(rows, self.config.max_instances + 1)]
+        if len(found) > self.config.max_instances:
+            raise self._too_large(f"{self.config.max_instances} instances")
+        return sorted(check_uid(uid, "SOPInstanceUID") for uid in found)
 
     def has(self, study: str, series: str, instance: str) -> bool:
         """Whether the server has an instance."""
@@ -125,7 +141,8 @@ class DicomWeb:
             The files, `SOPInstanceUID.dcm`, sorted.
 
         Raises:
-            PacsError: the server has no such series, or does not send all that it lists. See also `_call`.
+            PacsError: the server has no such series, does not send all that it lists, or the series is larger than the
+                configuration allows. See also `_call`.
             OutputError: the folder cannot be written.
         """
         wanted = self.instances(study, series)
@@ -139,9 +156,12 @@ class DicomWeb:
         if len(wanted) > 1 and not any(path.exists() for path in targets.values()):
             with suppress(PacsError):  # whatever is missing then is asked for again below, one by one
                 self._fetch_all(study, series, targets)
+        size = sum(path.stat().st_size for path in targets.values() if path.exists())
         for uid, path in targets.items():
+            self._check_size(size)
             if not path.exists():
-                self._call("an instance", lambda uid=uid: self._fetch_one(study, series, uid, targets))
+                size += self._call("an instance", lambda uid=uid: self._fetch_one(study, series, uid, targets))
+        self._check_size(size)
         return list(targets.values())
 
     def store(self, path: Path) -> None:
@@ -182,14 +202,29 @@ class DicomWeb:
             )
 
     def _fetch_all(self, study: str, series: str, targets: dict[str, Path]) -> None:
-        with self._answers("a series"):
-            for dataset in self._client.iter_series(study, series, media_types=AS_STORED):
-                _keep(dataset, series, targets)
+        """All instances in one answer, until there are enough of them."""
+        size = 0
+        with self._answers("a series"), closing(self._stream(study, series)) as coming:
+            for dataset in islice(coming, len(targets)):
+                self._session.restart()
+                size += _keep(dataset, series, targets)
+                self._check_size(size)
 
-    def _fetch_one(self, study: str, series: str, uid: str, targets: dict[str, Path]) -> None:
-        _keep(self._client.retrieve_instance(study, series, uid), series, targets)
+    def _stream(self, study: str, series: str) -> Generator[Dataset]:
+        yield from self._client.iter_series(study, series, media_types=AS_STORED)
+
+    def _fetch_one(self, study: str, series: str, uid: str, targets: dict[str, Path]) -> int:
+        size = _keep(self._client.retrieve_instance(study, series, uid), series, targets)
         if not targets[uid].exists():
             raise PacsError(f"{self.config.url}: sends another instance in place of {uid}; see its log")
+        return size
+
+    def _check_size(self, size: int) -> None:
+        if size > self.config.max_series_bytes:
+            raise self._too_large(f"{self.config.max_series_bytes} bytes")
+
+    def _too_large(self, what: str) -> PacsError:
+        return PacsError(f"{self.config.url}: the series has more than {what}, which is the limit here; too large")
 
     def _pages(
         self, search: Callable[..., list[Any]], fields: tuple[str, ...], key: str, filters: dict[str, str]
@@ -269,8 +304,12 @@ class DicomWeb:
         return kind(f"{self.config.url}: asked for {what}, refuses with HTTP {status}: {advice}")
 
     @cached_property
+    def _session(self) -> BoundedSession:
+        return open_session(self.config)
+
+    @cached_property
     def _client(self) -> Any:
-        session = open_session(self.config)
+        session = self._session
         try:
             from dicomweb_client.web import DICOMwebClient
         except ImportError as error:
@@ -283,13 +322,14 @@ class DicomWeb:
         return client
 
 
-def _keep(dataset: Dataset, series: str, targets: dict[str, Path]) -> None:
-    """Write an instance that came, if it is one of those that were asked for."""
+def _keep(dataset: Dataset, series: str, targets: dict[str, Path]) -> int:
+    """Write an instance that came, if it is one of those that were asked for; bytes of the file, or 0."""
     uid = text(dataset, "SOPInstanceUID")
     if uid not in targets or text(dataset, "SeriesInstanceUID") != series:
-        return
+        return 0
     with whole_file(targets[uid]) as file, quiet_pydicom():
         dcmwrite(file, dataset, enforce_file_format=True)
+    return targets[uid].stat().st_size
 
 
 def _rows(search: Callable[..., list[Any]], fields: tuple[str, ...], filters: dict[str, str], offset: int) -> list[Row]:

@@ -12,6 +12,7 @@ from typing import Any
 from radglint.dicom_file import open_dicom, quiet_pydicom, tag_name, text
 from radglint.errors import ConfigError, PacsError, PacsUnreachableError
 from radglint.pacs.access import INSTALL_HINT
+from radglint.pacs.tls import NO_TLS, TlsFiles, problem_of
 
 DEFAULT_TITLE = "RADGLINT"
 MAX_CONTEXTS = 128  # PS3.8 section 9.3.2
@@ -37,11 +38,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Caller:
-    """How radglint calls: its own AE title, and how long it waits for an answer."""
+    """How radglint calls: its own AE title, how long it waits for an answer, and its certificates."""
 
     title: str = DEFAULT_TITLE
     timeout_s: float = 30.0
     max_pdu_bytes: int = 131072
+    tls: TlsFiles = NO_TLS
 
 
 def parse_peer(given: str) -> Peer:
@@ -60,6 +62,7 @@ def echo(peer: Peer, caller: Caller = Caller()) -> None:
     """C-ECHO: whether a node answers to us.
 
     Raises:
+        ConfigError: the TLS files cannot be used.
         PacsUnreachableError: no connection, or no answer.
         PacsError: it rejects the association or the request.
     """
@@ -81,6 +84,7 @@ def send(files: Sequence[Path], peer: Peer, caller: Caller = Caller()) -> int:
         How many were sent.
 
     Raises:
+        ConfigError: the TLS files cannot be used.
         ImageError: a file is not DICOM; nothing is sent then.
         PacsUnreachableError: no connection, or it broke.
         PacsError: the node refuses some of the files; it names them and the status.
@@ -166,17 +170,27 @@ def _association(peer: Peer, caller: Caller, contexts: list[Any]) -> Iterator[An
     node = pynetdicom.AE(ae_title=caller.title)
     node.acse_timeout = node.dimse_timeout = node.network_timeout = node.connection_timeout = caller.timeout_s
     node.maximum_pdu_size = caller.max_pdu_bytes
-    association = node.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.title)
+    context = caller.tls.client_context()
+    tls = None if context is None else (context, peer.host)
+    association = node.associate(peer.host, peer.port, contexts=contexts, ae_title=peer.title, tls_args=tls)
     try:
         if association.is_rejected:
             raise PacsError(f"{peer}: rejects the association; check both AE titles and what the node allows")
         if not association.is_established:
-            raise PacsUnreachableError(f"{peer}: does not answer; check host, port and network")
+            raise PacsUnreachableError(f"{peer}: {_why_not(context)}")
         yield association
         association.release()
     finally:
         if association.is_established:
             association.abort()
+
+
+def _why_not(context: Any) -> str:
+    """Why there is no association, as far as it is known."""
+    if problem := problem_of(context):
+        return f"the TLS handshake failed ({problem}); check tls_ca, and the certificate and name of the node"
+    wrong = "" if context is None else ", and whether it takes our certificate"
+    return f"does not answer; check host, port and network{wrong}"
 
 
 def _check(status: Any, what: str) -> None:

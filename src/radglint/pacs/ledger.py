@@ -3,7 +3,7 @@
     seen      the source has it; it may still be coming in
     fetched   its files lie in our folder
     answered  its results lie in our folder, with the UIDs that they will always have
-    stored    the target has the results; the end
+    stored    the target has the results; the end, unless more instances are to be asked again
     passed    no rule asks it; more instances make it seen again
     left      it was there before the first look; more instances make it seen again
     parked    it failed too often; more instances, or `retry`, make it seen (or answered) again
@@ -126,47 +126,35 @@ class Ledger:
         """Close it."""
         self._db.close()
 
-    def note(self, sightings: Iterable[Sighting], *, first_look: State = "seen") -> None:
+    def note(
+        self, sightings: Iterable[Sighting], *, first_look: State = "seen", is_rest: bool = False,
+        ask_again: bool = False,
+    ) -> list[tuple[Entry, int]]:  # fmt: skip
         """Write down what a source lists now; one transaction.
 
         Args:
             sightings: every series that it has.
             first_look: state of what the very first call of this ledger finds: "seen" or "left".
+            is_rest: whether of a stored series it lists only what came since, as the files are gone.
+            ask_again: whether a stored series with more instances is seen again.
+
+        Returns:
+            Series that have more instances now than were asked, as they are, each with its earlier number.
         """
+        grown = []
         with self._change() as db:
             looked = db.execute("SELECT 1 FROM facts WHERE name = ?", (_LOOKED,)).fetchone()
             for sighting in sightings:
-                self._note(db, sighting, "seen" if looked else first_look)
+                known = db.execute("SELECT * FROM series WHERE series_uid = ?", (sighting.series_uid,)).fetchone()
+                if known is None:
+                    _add(db, sighting, "seen" if looked else first_look)
+                    continue
+                before = _entry(known)
+                came_before = before.instances if is_rest and before.state == "stored" else 0
+                if _changed(db, before, came_before + sighting.instances, ask_again=ask_again):
+                    grown.append((sighting.series_uid, before.instances))
             db.execute("INSERT OR IGNORE INTO facts VALUES (?, '1')", (_LOOKED,))
-
-    def _note(self, db: sqlite3.Connection, sighting: Sighting, state: State) -> None:
-        now, uid = time.time(), sighting.series_uid
-        known = db.execute("SELECT * FROM series WHERE series_uid = ?", (uid,)).fetchone()
-        if known is None:
-            db.execute(
-                "INSERT INTO series (series_uid, study_uid, modality, state, instances, changed_s, due_s, updated_s)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (uid, sighting.study_uid, sighting.modality, state, sighting.instances, now, now, now),
-            )
-        elif known["instances"] != sighting.instances:
-            self._changed(db, _entry(known), sighting.instances)
-
-    def _changed(self, db: sqlite3.Connection, before: Entry, instances: int) -> None:
-        """Another number of instances than before. What is answered stays so: a series is answered once."""
-        now, uid, state = time.time(), before.series_uid, before.state
-        grown = instances > before.instances and not before.objects
-        if state in ("seen", "fetched") or (grown and state in ("passed", "left", "parked")):
-            db.execute(
-                "UPDATE series SET state = 'seen', instances = ?, changed_s = ?, due_s = ?, attempts = 0, waits = 0,"
-                " updated_s = ? WHERE series_uid = ?",
-                (instances, now, now, now, uid),
-            )
-        else:
-            reason = f"{instances} instances since it was {state}" if state in ("answered", "stored") else None
-            db.execute(
-                "UPDATE series SET instances = ?, changed_s = ?, reason = coalesce(?, reason) WHERE series_uid = ?",
-                (instances, now, reason, uid),
-            )
+        return [(entry, number) for uid, number in grown if (entry := self.entry(uid)) is not None]
 
     def due(self) -> list[Entry]:
         """What a step can be taken for now, nearest to its end first."""
@@ -281,6 +269,44 @@ class Ledger:
             raise InputError(
                 f"{self.path}: is no usable ledger ({error}); restore it or give another folder"
             ) from error
+
+
+def _add(db: sqlite3.Connection, sighting: Sighting, state: State) -> None:
+    now = time.time()
+    db.execute(
+        "INSERT INTO series (series_uid, study_uid, modality, state, instances, changed_s, due_s, updated_s)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            sighting.series_uid, sighting.study_uid, sighting.modality, state, sighting.instances, now, now, now,
+        ),
+    )  # fmt: skip
+
+
+def _changed(db: sqlite3.Connection, before: Entry, instances: int, *, ask_again: bool) -> bool:
+    """Note another number of instances; whether there are more than were asked.
+
+    What is answered but not stored yet is left as it is where it is to be asked again, and comes up at a later look.
+    """
+    if instances == before.instances or (before.state == "answered" and ask_again):
+        return False
+    is_more, is_answered = instances > before.instances, before.state in ("answered", "stored")
+    is_open_again = is_more and (
+        ask_again if before.state == "stored" else before.state in ("passed", "left", "parked") and not before.objects
+    )
+    now, uid = time.time(), before.series_uid
+    if before.state in ("seen", "fetched") or is_open_again:
+        db.execute(
+            "UPDATE series SET state = 'seen', instances = ?, changed_s = ?, due_s = ?, attempts = 0, waits = 0,"
+            " objects = '[]', updated_s = ? WHERE series_uid = ?",
+            (instances, now, now, now, uid),
+        )
+    else:
+        reason = f"{instances} instances since it was {before.state}" if is_answered else None
+        db.execute(
+            "UPDATE series SET instances = ?, changed_s = ?, reason = coalesce(?, reason) WHERE series_uid = ?",
+            (instances, now, reason, uid),
+        )
+    return is_more and is_answered
 
 
 def _listed(result: Result) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A file is there whole or not at all, and on the disk before the sender is told so. An instance that is there already is
 confirmed, and the first copy stays. Names come from UIDs that were checked, so that nothing is written elsewhere. One
-instance at a time is held in memory for each association, up to a limit; both are bounded.
+instance at a time is held in memory for each association, up to a limit; both are bounded, and so is what a caller can
+claim before it sends anything (see `listening`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydicom import dcmread
 
 from radglint.dicom_file import quiet_pydicom, text
 from radglint.errors import ConfigError, OutputError
 from radglint.pacs.dimse import DEFAULT_TITLE, import_pynetdicom
+from radglint.pacs.tls import TlsFiles
 from radglint.pacs.uids import is_uid
 from radglint.writing import output_errors, whole_file
 
@@ -37,17 +39,15 @@ OnQuiet = Callable[[str, str, Path], object]
 """Called with StudyInstanceUID, SeriesInstanceUID and the folder of a series that has come in."""
 
 
-class ReceiverConfig(BaseModel):
+class ReceiverConfig(TlsFiles):
     """Where a receiver listens, and what it bears."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field(default=DEFAULT_TITLE, pattern=r"^[^\\\s]{1,16}$")
     host: str = "127.0.0.1"
     port: int = Field(default=11112, ge=0, le=65535)  # 0 = any free one
     allowed_callers: tuple[str, ...] = ()  # AE titles that may send; empty = all
     max_associations: PositiveInt = 8
-    max_pdu_bytes: PositiveInt = 131072
+    max_pdu_bytes: PositiveInt = 131072  # an association that claims more is ended; see `listening`
     idle_timeout_s: PositiveFloat = 60.0  # an association without a word is ended
     max_instance_bytes: PositiveInt = 2**30  # an association that sends more in one instance is ended
     min_free_bytes: NonNegativeInt = 2**28  # refuse what would leave less on the disk
@@ -93,12 +93,13 @@ class Receiver:
         """Listen.
 
         Raises:
-            ConfigError: the address is in use or is none.
+            ConfigError: the address is in use or is none, or the TLS files cannot be used.
             OutputError: the folder cannot be written.
         """
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._node, events = _node(self.config), import_pynetdicom().evt
+        tls = self.config.server_context()
         handlers = [
             (events.EVT_C_STORE, self._store), (events.EVT_C_ECHO, lambda _: SUCCESS),
             (events.EVT_PDU_RECV, self._count), (events.EVT_RELEASED, self._released),
@@ -106,7 +107,7 @@ class Receiver:
         ]  # fmt: skip
         address = (self.config.host, self.config.port)
         try:
-            self._server = self._node.start_server(address, block=False, evt_handlers=handlers)
+            self._server = self._node.start_server(address, block=False, ssl_context=tls, evt_handlers=handlers)
         except OSError as error:
             where = f"{self.config.host}:{self.config.port}"
             raise ConfigError(f"{where}: cannot listen there ({error.strerror}); choose another port") from error
@@ -205,14 +206,17 @@ def _node(config: ReceiverConfig) -> Any:
     A deflated data set is unpacked in memory before its UIDs can be looked at, to a thousand times its size.
     """
     pynetdicom = import_pynetdicom()
+    from radglint.pacs.listening import ASK_S, BoundedNode
+
     syntaxes = [syntax for syntax in pynetdicom.ALL_TRANSFER_SYNTAXES if syntax not in DEFLATED]
-    node = pynetdicom.AE(ae_title=config.title)
+    node = BoundedNode(ae_title=config.title)
     for context in pynetdicom.AllStoragePresentationContexts:
         node.add_supported_context(context.abstract_syntax, syntaxes)
     node.add_supported_context("1.2.840.10008.1.1", syntaxes)  # Verification
     node.maximum_associations = config.max_associations
     node.maximum_pdu_size = config.max_pdu_bytes
-    node.acse_timeout = node.dimse_timeout = node.network_timeout = config.idle_timeout_s
+    node.dimse_timeout = node.network_timeout = config.idle_timeout_s
+    node.acse_timeout = min(ASK_S, config.idle_timeout_s)
     node.require_calling_aet = list(config.allowed_callers)
     node.require_called_aet = bool(config.allowed_callers)
     return node

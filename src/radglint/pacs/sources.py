@@ -30,6 +30,7 @@ class Source(Protocol):
     """What the watcher needs of either."""
 
     first_look: State
+    is_rest: bool  # of a stored series only what came since is there
     problems: set[str]  # what could not be looked at, in words
 
     def sightings(self) -> list[Sighting]:
@@ -65,6 +66,8 @@ class WebFolder:
         modalities: what any rule asks; other series are not even noted.
         folder: of the watcher.
     """
+
+    is_rest = False
 
     def __init__(self, config: WebSource, modalities: frozenset[str], folder: Path) -> None:
         self.first_look: State = "seen" if config.existing == "ask" else "left"
@@ -147,6 +150,7 @@ class InboxFolder:
     """
 
     first_look: State = "seen"
+    is_rest = True
 
     def __init__(self, config: InboxSource, modalities: frozenset[str], folder: Path) -> None:
         self._inbox = folder / INBOX

@@ -44,7 +44,8 @@ class DimseStore:
 
     def __init__(self, config: DimseTarget) -> None:
         self._peer = parse_peer(config.to)
-        self._caller = Caller(config.title, config.timeout_s)
+        self._caller = Caller(config.title, config.timeout_s, tls=config)
+        config.client_context()
 
     def has(self, result: Result) -> bool:
         """Never known."""
@@ -59,7 +60,7 @@ def open_target(config: WebTarget | DimseTarget) -> Target:
     """The target of a configuration.
 
     Raises:
-        ConfigError: its credentials are incomplete, or a package is missing.
+        ConfigError: its credentials are incomplete, its TLS files cannot be used, or a package is missing.
     """
     if isinstance(config, DimseTarget):
         import_pynetdicom()

@@ -99,7 +99,7 @@ class Watcher:
     def _look(self) -> float:
         """Note what the source has; seconds until the next look."""
         try:
-            self.ledger.note(self.source.sightings(), first_look=self.source.first_look)
+            self._note()
         except PacsError as error:
             may_pass = isinstance(error, PacsUnreachableError) or self._has_looked
             if not (may_pass and self._patient):
@@ -113,6 +113,16 @@ class Watcher:
         self._told = set(self.source.problems)
         self._silent_looks, self._has_looked = 0, True
         return self.config.source.poll_s
+
+    def _note(self) -> None:
+        """Write down what the source has, and say which series has more than was asked."""
+        grown = self.ledger.note(
+            self.source.sightings(), first_look=self.source.first_look, is_rest=self.source.is_rest,
+            ask_again=self.config.when_grown == "ask",
+        )  # fmt: skip
+        for entry, before in grown:
+            what = "asking it again" if entry.state == "seen" else "they are not in its results"
+            self._log(f"{entry.instances - before} more instances since it was answered; {what}", entry)
 
     def _advance(self, entry: Entry, stop: threading.Event) -> None:
         """Take as many steps with a series as can be taken now."""

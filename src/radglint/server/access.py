@@ -17,7 +17,7 @@ from radglint.server.problems import Problem
 
 log = logging.getLogger("radglint.access")
 NO_ANSWER = 499  # the client left before there was one
-OPEN_PATHS = ("/health", "/api/v1/openapi.json")
+OPEN_PATHS = ("/health", "/api/v1/openapi.json", "/auth/", "/auth/token")
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -30,8 +30,9 @@ def create_app(service: Service, version: str) -> App:
     """
     config = service.config
     limited = BodyLimits(
-        create_routes(service, version), upload_bytes=config.upload_bytes, body_s=config.body_s, stall_s=config.stall_s
-    )
+        create_routes(service, version), service.incoming, upload_bytes=config.upload_bytes, body_s=config.body_s,
+        stall_s=config.stall_s,
+    )  # fmt: skip
     return Gate(limited, config, service.metrics)
 
 
@@ -53,6 +54,7 @@ def create_routes(service: Service, version: str) -> FastAPI:
     for router in (routes_studies.router, routes_images.router, routes_jobs.router, monai.router):
         app.include_router(router, dependencies=needed)
     app.include_router(routes_service.router)
+    app.include_router(monai.login_router)
     routes_service.add_viewer(app)
     problems.install(app)
     _declare_problems(app)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from radglint.errors import ConfigError
 from radglint.server.volumes import FAST, around_marks, label_map, on_grid
 from radglint.writing import png_bytes, whole_file, write_bytes, write_nifti, write_text
@@ -79,6 +81,13 @@ def _labels(findings: Findings, path: Path) -> None:
     write_nifti(path, on_grid(label_map(findings), findings.image))
 
 
+def _labels_nrrd(findings: Findings, path: Path) -> None:
+    from radglint.server.nrrd import nrrd_bytes
+
+    labels = on_grid(label_map(findings), findings.image)
+    write_bytes(path, nrrd_bytes(np.asanyarray(labels.dataobj), labels.header.get_best_affine()))
+
+
 def _page(findings: Findings, path: Path) -> None:
     from radglint.page import render_page
 
@@ -120,6 +129,7 @@ OF_JOB: dict[str, Callable[[Findings, Path], None]] = {
     "sr.dcm": _sr,
     "all.zip": _everything,
     "labels.nii.gz": _labels,
+    "labels.nrrd": _labels_nrrd,
 }
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from radglint.errors import ConfigError
+from radglint.pacs.access import DicomWebConfig
+
+PACS_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,14 @@ class ServerConfig:
         device: auto, cpu, cuda or mps.
         keys: API keys as `auth.read_keys` gives them; empty = nobody is asked, on a loopback address only.
         dicomweb: base URL of the PACS that studies can be fetched from; None = none.
+        ca_file: certificates to trust the PACS by, in place of the usual ones.
+        plain_http: whether credentials may go to the PACS over http, where it is another machine.
         cors: origins that may use the API from a browser.
         host_names: further names under which the server is reached; checked where there are no keys.
-        upload_bytes: of one request with files.
-        upload_files: files in one request.
-        stored_bytes: of all studies together; when reached, uploads are refused.
+        upload_bytes: of one request with files, or of one series of the PACS.
+        upload_files: files in one request, or instances of one series.
+        incoming_bytes: of all uploads on their way, in memory and on disk; None = `upload_bytes`.
+        stored_bytes: of all studies with their results; when reached, uploads, questions and new results are refused.
         studies: that are kept at the same time.
         queue: jobs and studies that wait or run.
         jobs_per_study: kept at the same time.
@@ -51,10 +58,13 @@ class ServerConfig:
     device: str = "auto"
     keys: tuple[str, ...] = ()
     dicomweb: str | None = None
+    ca_file: Path | None = None
+    plain_http: bool = False
     cors: tuple[str, ...] = ()
     host_names: tuple[str, ...] = ()
     upload_bytes: int = 2 * 2**30
     upload_files: int = 4000
+    incoming_bytes: int | None = None
     stored_bytes: int = 100 * 2**30
     studies: int = 1000
     queue: int = 500
@@ -81,13 +91,38 @@ class ServerConfig:
                 f"--host {self.host}: other machines can reach this address, so API keys are needed; give --keys FILE "
                 "or set RADGLINT_API_KEYS, or listen on 127.0.0.1"
             )
-        if self.dicomweb is not None and urlsplit(self.dicomweb).scheme not in ("http", "https"):
-            raise ConfigError(
-                f"--dicomweb {self.dicomweb}: expected an http or https URL, such as http://pacs/dicom-web"
-            )
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name.replace('_', ' ')}: expected a number above 0, got {getattr(self, name)}")
+        if self.most_incoming_bytes < self.upload_bytes:
+            raise ConfigError(
+                f"incoming bytes: one upload may have {self.upload_bytes}, all on their way together only "
+                f"{self.incoming_bytes}; give more"
+            )
+        _ = self.pacs
+
+    @property
+    def most_incoming_bytes(self) -> int:
+        """See `incoming_bytes`."""
+        return self.upload_bytes if self.incoming_bytes is None else self.incoming_bytes
+
+    @property
+    def pacs(self) -> DicomWebConfig | None:
+        """The PACS, with what one series of it may weigh.
+
+        Raises:
+            ConfigError: an address that cannot be.
+        """
+        if self.dicomweb is None:
+            return None
+        try:
+            return DicomWebConfig(
+                url=self.dicomweb, ca_file=self.ca_file, plain_http=self.plain_http, attempts=PACS_ATTEMPTS,
+                max_instances=self.upload_files, max_series_bytes=self.upload_bytes,
+            )  # fmt: skip
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"--dicomweb: {message}") from error
 
     @property
     def database_url(self) -> str:

@@ -39,7 +39,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from radglint.errors import ConfigError
 
 Row = dict[str, Any]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 did not know the size of results
 _metadata = MetaData()
 _about = Table("radglint_about", _metadata, Column("version", Integer, nullable=False))
 _studies = Table(
@@ -51,7 +51,7 @@ _studies = Table(
     Column("image", JSON),
     Column("problem", Text),
     Column("attempts", Integer, nullable=False, default=0),  # times that the model process died over it
-    Column("size_bytes", BigInteger, nullable=False, default=0),
+    Column("size_bytes", BigInteger, nullable=False, default=0),  # with all results of its jobs
     Column("created_s", Float, nullable=False, index=True),
 )  # fmt: skip
 _jobs = Table(
@@ -64,6 +64,7 @@ _jobs = Table(
     Column("document", JSON),  # of `ask --json`
     Column("problem", Text),
     Column("attempts", Integer, nullable=False, default=0),
+    Column("size_bytes", BigInteger, nullable=False, default=0, server_default="0"),  # of its results
     Column("created_s", Float, nullable=False),
     Column("finished_s", Float),
     Index("radglint_jobs_by_state", "state", "created_s"),
@@ -122,6 +123,9 @@ class Database:
             found = connection.execute(select(_about.c.version)).scalar()
             if found is None:
                 connection.execute(insert(_about).values(version=SCHEMA_VERSION))
+            elif found == 1:
+                connection.exec_driver_sql("ALTER TABLE radglint_jobs ADD COLUMN size_bytes BIGINT NOT NULL DEFAULT 0")
+                connection.execute(update(_about).values(version=SCHEMA_VERSION))
             elif found != SCHEMA_VERSION:
                 raise ConfigError(
                     f"the data base has version {found}, this radglint needs {SCHEMA_VERSION}; give a new --data folder"
@@ -212,13 +216,23 @@ class Database:
         statement = select(_jobs).order_by(_jobs.c.created_s.desc()).limit(limit).offset(offset)
         return self._rows(statement if study_id is None else statement.where(_jobs.c.study_id == study_id))
 
-    def end_job(self, job_id: str, state: str, *, document: Any = None, problem: str | None = None) -> bool:
+    def end_job(
+        self, job_id: str, state: str, *, document: Any = None, problem: str | None = None, size_bytes: int = 0
+    ) -> bool:
         """A waiting job comes to its end; False if it was not waiting any more (cancelled, deleted)."""
         values = {"state": state, "problem": problem, "finished_s": time.time()}
         values |= {} if document is None else {"document": document}
         with self._write() as connection:
             waiting = (_jobs.c.id == job_id) & (_jobs.c.state == "queued")
-            return connection.execute(update(_jobs).where(waiting).values(**values)).rowcount > 0
+            is_ended = connection.execute(update(_jobs).where(waiting).values(**values)).rowcount > 0
+            if is_ended and size_bytes:
+                _weigh(connection, job_id, size_bytes)
+        return is_ended
+
+    def weigh_job(self, job_id: str, size_bytes: int) -> None:
+        """Its results have this size now."""
+        with self._write() as connection:
+            _weigh(connection, job_id, size_bytes)
 
     def count_attempt(self, study_ids: list[str], job_ids: list[str]) -> None:
         """The model process died while it worked on these."""
@@ -231,6 +245,7 @@ class Database:
     def delete_job(self, job_id: str) -> None:
         """Delete a job."""
         with self._write() as connection:
+            _weigh(connection, job_id, 0)
             connection.execute(delete(_jobs).where(_jobs.c.id == job_id))
 
     def waiting_jobs(self) -> list[Row]:
@@ -255,6 +270,16 @@ class Database:
         with self._engine.connect() as connection:
             statement = select(func.count()).select_from(_jobs).where(_jobs.c.study_id == study_id)
             return int(connection.execute(statement).scalar_one())
+
+
+def _weigh(connection: Connection, job_id: str, size_bytes: int) -> None:
+    """Change the size of a job's results, and of its study by as much."""
+    found = connection.execute(select(_jobs.c.study_id, _jobs.c.size_bytes).where(_jobs.c.id == job_id)).first()
+    if found is None or found.size_bytes == size_bytes:
+        return
+    connection.execute(update(_jobs).where(_jobs.c.id == job_id).values(size_bytes=size_bytes))
+    total = _studies.c.size_bytes + (size_bytes - found.size_bytes)
+    connection.execute(update(_studies).where(_studies.c.id == found.study_id).values(size_bytes=total))
 
 
 _SQLITE_SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "busy_timeout=30000")

@@ -45,41 +45,66 @@ class RateLimit:
         return wait
 
 
+class Incoming:
+    """Bytes of all uploads that are on their way; they lie in memory or below `data/tmp`. Used in the event loop only.
+
+    Args:
+        limit_bytes: of all together.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.size_bytes = 0
+
+    def check(self, more_bytes: int) -> None:
+        """Refuse what would be too much.
+
+        Raises:
+            Problem: so.
+        """
+        if self.size_bytes + more_bytes > self._limit_bytes:
+            raise Problem(
+                429, "uploads-full", "too many uploads are on their way; try again in a few seconds", retry_s=10
+            )
+
+
 class BodyLimits:
     """ASGI middleware: refuses a body that is too large, too slow or that stalls, and a reader that stalls.
 
     Args:
         app: what is behind it.
+        incoming: counts the bodies of requests with files.
         upload_bytes: for requests with files.
         body_s: for the whole body.
         stall_s: for any pause.
     """
 
-    def __init__(self, app: App, *, upload_bytes: int, body_s: float, stall_s: float) -> None:
-        self._app = app
+    def __init__(self, app: App, incoming: Incoming, *, upload_bytes: int, body_s: float, stall_s: float) -> None:
+        self._app, self._incoming = app, incoming
         self._upload_bytes, self._body_s, self._stall_s = upload_bytes, body_s, stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        limit = self._limit(scope)
+        is_upload = self._is_upload(scope)
+        limit = self._upload_bytes if is_upload else JSON_BYTES
         meter = _Meter(receive, send, limit, time.monotonic() + self._body_s, self._stall_s)
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        meter.incoming = self._incoming if is_upload else None
         try:
-            if announced.isdigit() and int(announced) > limit:
-                meter.problem = too_large(limit)
-                raise meter.problem
+            meter.check_head(dict(scope["headers"]).get(b"content-length", b"0"))
             await self._app(scope, meter.receive, meter.send)
         except Exception as error:
             if meter.problem is not None and not meter.has_begun:  # whatever the application made of it
                 await meter.problem.response()(scope, receive, send)
             elif not (isinstance(error, TimeoutError) and meter.has_begun):
                 raise  # after a reader's pause the connection is closed, as the answer is not complete
+        finally:
+            meter.leave()
 
-    def _limit(self, scope: Scope) -> int:
+    def _is_upload(self, scope: Scope) -> bool:
         is_form = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        return self._upload_bytes if is_form and scope["path"].startswith(FORM_PATHS) else JSON_BYTES
+        return is_form and scope["path"].startswith(FORM_PATHS)
 
 
 class _Meter:
@@ -90,8 +115,14 @@ class _Meter:
         self._limit, self._deadline_s, self._stall_s = limit, deadline_s, stall_s
         self._size = 0
         self._is_whole = False
+        self.incoming: Incoming | None = None  # where what came is counted too
         self.problem: Problem | None = None
         self.has_begun = False
+
+    def check_head(self, announced: bytes) -> None:
+        """Refuse a body by its announced length, before any of it is read."""
+        length = int(announced) if announced.isdigit() else 0
+        self._check(length, more_bytes=length)
 
     async def receive(self) -> Message:
         if self._is_whole:  # what comes now is only that the client leaves, and for that one may wait
@@ -104,12 +135,31 @@ class _Meter:
             self.problem = Problem(408, "too-slow", "the request did not arrive in time; try again")
             raise self.problem from None
         if message["type"] == "http.request":
-            self._size += len(message.get("body", b""))
             self._is_whole = not message.get("more_body", False)
-            if self._size > self._limit:
-                self.problem = too_large(self._limit)
-                raise self.problem
+            self._count(len(message.get("body", b"")))
         return message
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self.incoming is not None:
+            self.incoming.size_bytes += size
+        self._check(self._size, more_bytes=0)
+
+    def _check(self, size: int, *, more_bytes: int) -> None:
+        """Refuse a body of this size, or with so many more bytes on their way; keeps the problem for `send`."""
+        try:
+            if size > self._limit:
+                raise too_large(self._limit)
+            if self.incoming is not None:
+                self.incoming.check(more_bytes)
+        except Problem as problem:
+            self.problem = problem
+            raise
+
+    def leave(self) -> None:
+        """The request is over, and what it sent is stored or gone."""
+        if self.incoming is not None:
+            self.incoming.size_bytes -= self._size
 
     async def send(self, message: Message) -> None:
         if self.problem is not None and not self.has_begun:  # what reads bodies makes an answer of its own of this

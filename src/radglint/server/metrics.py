@@ -31,8 +31,9 @@ class Metrics:
         self._stored = {
             name: Gauge(name, text, **own)
             for name, text in (
-                ("studies", "Studies stored"), ("stored_bytes", "Bytes of them"), ("waiting_jobs", "Jobs that wait"),
-                ("waiting_studies", "Studies that wait to be read"),
+                ("studies", "Studies stored"), ("stored_bytes", "Bytes of them and of their results"),
+                ("waiting_jobs", "Jobs that wait"), ("waiting_studies", "Studies that wait to be read"),
+                ("incoming_bytes", "Bytes of uploads on their way"),
             )
         }  # fmt: skip
         self._model = {name: Gauge(f"model_{name}", text, **own) for name, text in _MODEL.items()}

@@ -54,8 +54,7 @@ async def one(job_id: JobId, service: ServiceOf, wait_s: WaitS = 0.0) -> Any:
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=declared(404) | EVENTS)
 async def events(job_id: JobId, service: ServiceOf) -> Any:
     """Server-sent events until the job has ended."""
-    await run_in_threadpool(service.job, job_id)
-    return service.stream(job_id, service.job, JOB_ENDS)
+    return await service.stream(job_id, service.job, JOB_ENDS)
 
 
 @router.post("/{job_id}/cancel", response_model=Job, responses=declared(404))

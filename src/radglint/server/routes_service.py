@@ -34,7 +34,7 @@ def health(service: ServiceOf, response: Response) -> Any:
 )  # fmt: skip
 def metrics(service: ServiceOf) -> Any:
     """For Prometheus; where there are keys, with one as a bearer token."""
-    return PlainTextResponse(service.metrics.text(service.database.counts()))
+    return PlainTextResponse(service.metrics.text(service.counts()))
 
 
 @router.get(f"{PREFIX}/model", response_model=ModelFacts, responses=declared())

@@ -66,8 +66,7 @@ async def one(study_id: StudyId, service: ServiceOf, wait_s: WaitS = 0.0) -> Any
 @router.get("/{study_id}/events", response_class=StreamingResponse, responses=declared(404) | EVENTS)
 async def events(study_id: StudyId, service: ServiceOf) -> Any:
     """Server-sent events until the study is ready or failed."""
-    await run_in_threadpool(service.study, study_id)
-    return service.stream(study_id, service.study, STUDY_ENDS)
+    return await service.stream(study_id, service.study, STUDY_ENDS)
 
 
 @router.delete("/{study_id}", status_code=204, responses=declared(404))

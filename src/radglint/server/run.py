@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from radglint.errors import ConfigError
+from radglint.pacs.dicomweb import DicomWeb
 from radglint.server.app import create_app
 from radglint.server.config import ServerConfig
 from radglint.server.database import Database
@@ -20,6 +21,7 @@ from radglint.server.events import Hub
 from radglint.server.folders import DataFolder
 from radglint.server.http_protocol import bounded_protocol
 from radglint.server.jobs import Dispatcher
+from radglint.server.limits import Incoming
 from radglint.server.logs import set_up_logs
 from radglint.server.metrics import Metrics
 from radglint.server.service import Service
@@ -32,10 +34,12 @@ def serve(config: ServerConfig, version: str) -> None:
     """Run until SIGTERM or SIGINT. The address is printed to stderr once questions are taken.
 
     Raises:
-        ConfigError: the address, the folder or the data base cannot be used.
+        ConfigError: the address, the folder, the data base or the credentials for the PACS cannot be used.
         CheckpointError: the model cannot be loaded.
         OutputError: the folder cannot be made.
     """
+    if config.pacs is not None:
+        DicomWeb(config.pacs).prepare()
     with ExitStack() as at_the_end:
         listener = at_the_end.enter_context(_listen(config))
         folders = DataFolder(config.data)
@@ -50,7 +54,8 @@ def serve(config: ServerConfig, version: str) -> None:
         dispatcher = Dispatcher(config, database, folders, hub, metrics)
         at_the_end.callback(dispatcher.stop)
         dispatcher.start()
-        app = create_app(Service(config, database, folders, hub, metrics, dispatcher), version)
+        incoming = Incoming(config.most_incoming_bytes)
+        app = create_app(Service(config, database, folders, hub, metrics, dispatcher, incoming), version)
         port = listener.getsockname()[1]
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"radglint {version} at http://{shown}:{port}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from radglint.server.database import Database, Row
 from radglint.server.events import Hub
 from radglint.server.folders import DataFolder, new_id
 from radglint.server.jobs import Dispatcher
+from radglint.server.limits import Incoming
 from radglint.server.metrics import Metrics
 from radglint.server.problems import Problem, not_found
 
@@ -40,6 +41,7 @@ class Service:
     hub: Hub
     metrics: Metrics
     dispatcher: Dispatcher
+    incoming: Incoming
 
     def study(self, study_id: str) -> Row:
         """A study's document.
@@ -105,6 +107,7 @@ class Service:
             raise not_found("study")
         if study["state"] == "failed":
             raise Problem(409, "study-failed", f"this study cannot be asked: {study['problem']}")
+        self.check_store()
         self.check_queue()
         if self.database.jobs_of(study_id) >= self.config.jobs_per_study:
             raise Problem(409, "too-many-jobs", "this study has too many jobs; delete some of them")
@@ -113,6 +116,10 @@ class Service:
             raise not_found("study")
         self.dispatcher.wake()
         return job["id"]
+
+    def counts(self) -> dict[str, int]:
+        """What is stored, what waits, and the bytes of uploads on their way."""
+        return {**self.database.counts(), "incoming_bytes": self.incoming.size_bytes}
 
     def check_queue(self) -> None:
         """Refuse new work where too much waits.
@@ -130,10 +137,20 @@ class Service:
         Raises:
             Problem: so.
         """
-        counts = self.database.counts()
-        if counts["studies"] >= self.config.studies or counts["stored_bytes"] >= self.config.stored_bytes:
+        if self.database.counts()["studies"] >= self.config.studies:
             raise Problem(409, "store-full", "this server keeps no more studies; delete some of them")
+        self.check_store()
         self.check_queue()
+
+    def check_store(self) -> None:
+        """Refuse to keep more where studies, results and uploads on their way take all the room there is.
+
+        Raises:
+            Problem: so.
+        """
+        counts = self.counts()
+        if counts["stored_bytes"] + counts["incoming_bytes"] >= self.config.stored_bytes:
+            raise Problem(409, "store-full", "this server has no more room; delete studies or jobs")
 
     def delete_study(self, study_id: str) -> None:
         """Delete a study and all that came of it.
@@ -147,25 +164,28 @@ class Service:
         self.dispatcher.forget(study_id, jobs)
         self.folders.remove_study(study_id)
 
-    async def result(self, row: Row, result: str, index: int = 0) -> str:
-        """The path of a result of a job, made now if it was not before.
+    async def result(self, row: Row, result: str, index: int | None = None) -> str:
+        """The path of a result of a job, or of one of its findings, made now if it was not before.
 
         Raises:
-            Problem: the job is not done, or there is no such result.
+            Problem: the job is not done, there is no such result, or no room for one more.
         """
         document = row["document"]
         if row["state"] != "done" or document is None:
             raise Problem(409, "not-done", f"the job is {row['state']}, so it has no results")
-        if index >= len(document["findings"]):
+        if index is not None and index >= len(document["findings"]):
             raise not_found("finding")
         if document["model"]["fingerprint"] != self.dispatcher.model["fingerprint"]:
             raise Problem(409, "other-model", "another model answered this, so no more results are made; ask again")
         study = await run_in_threadpool(self.database.study, row["study_id"])
         if study is None:
             raise not_found("study")
+        name = result if index is None else f"{index}_{result}"
+        if not (self.folders.job(row["study_id"], row["id"]) / name).is_file():
+            await run_in_threadpool(self.check_store)
         values = [(finding["score"], finding["probability"]) for finding in document["findings"]]
         task = {
-            "kind": "artifact", "result": result, "index": index, "study": row["study_id"], "job": row["id"],
+            "kind": "artifact", "result": result, "index": index or 0, "study": row["study_id"], "job": row["id"],
             "name": study["name"], "queries": row["queries"], "threshold": row["threshold"], "values": values,
         }  # fmt: skip
         try:
@@ -208,8 +228,13 @@ class Service:
                 except TimeoutError:
                     deadline_s = 0.0
 
-    def stream(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> StreamingResponse:
-        """Server-sent events: a document whenever it has changed, until its end."""
+    async def stream(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> StreamingResponse:
+        """Server-sent events: a document whenever it has changed, until its end.
+
+        Raises:
+            Problem: there is no such item.
+        """
+        await run_in_threadpool(load, item_id)
         return StreamingResponse(self._events(item_id, load, ends), media_type="text/event-stream")
 
     async def _events(self, item_id: str, load: Callable[[str], Row], ends: tuple[str, ...]) -> AsyncIterator[str]:

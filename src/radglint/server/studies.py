@@ -13,10 +13,9 @@ import numpy as np
 
 from radglint import batch_memory
 from radglint.batch_cases import Case
-from radglint.errors import ImageError, InputError, RadglintError
+from radglint.errors import ConfigError, ImageError, InputError, PacsError, RadglintError
 from radglint.reading import list_files, read_image
 from radglint.server import artifacts
-from radglint.server.dicomweb import fetch_series
 from radglint.server.features import FeatureCache, load_features, save_features
 from radglint.server.volumes import VOLUME, display_volume
 from radglint.writing import whole_file
@@ -53,7 +52,7 @@ class Studies:
         Args:
             study_id: its folder.
             name: in messages, in place of a path on this machine.
-            source: {"kind": "upload"} or {"kind": "dicomweb", "origin", "study_uid", "series_uid"}.
+            source: {"kind": "upload"} or {"kind": "dicomweb", "study_uid", "series_uid", "pacs"}; see `fetch_series`.
             report: told of each state, and of the progress from 0 to 1.
 
         Returns:
@@ -63,8 +62,8 @@ class Studies:
             RadglintError: the files cannot be used.
         """
         folder = self.root / study_id / "source"
-        if source["kind"] == "dicomweb" and not any(folder.glob("*.dcm")):
-            fetch_series(source["origin"], source["study_uid"], source["series_uid"], folder)
+        if source["kind"] == "dicomweb" and not any(folder.iterdir()):
+            fetch_series(source, folder)
         report({"state": "reading", "progress": 0.1})
         image = self._read(study_id, name)
         volume = self.root / study_id / VOLUME
@@ -207,6 +206,32 @@ class _Handle:
 
 def _ignore(_: float) -> None:
     pass
+
+
+def fetch_series(source: dict[str, Any], folder: Path) -> None:
+    """Fill a study's folder with a series of the PACS, all or nothing; goes on with what an earlier attempt brought.
+
+    Args:
+        source: {"pacs", "study_uid", "series_uid"}; `pacs` holds the values of a `DicomWebConfig`.
+        folder: existing and empty.
+
+    Raises:
+        PacsError: the PACS cannot be reached, refuses, has no such series, or it is too large; without the address.
+        ConfigError: there is no PACS any more.
+    """
+    from radglint.pacs.access import DicomWebConfig
+    from radglint.pacs.dicomweb import DicomWeb
+
+    if "pacs" not in source:
+        raise ConfigError("this server has no PACS any more; it was started without --dicomweb")
+    pacs = DicomWebConfig.model_validate(source["pacs"])
+    coming = folder.with_name("fetching")
+    coming.mkdir(exist_ok=True)  # not the study's own: if that is gone, it was deleted
+    try:
+        DicomWeb(pacs).fetch(source["study_uid"], source["series_uid"], coming)
+    except PacsError as error:
+        raise type(error)(str(error).replace(pacs.url, "the PACS")) from error
+    coming.replace(folder)
 
 
 def describe(image: MedicalImage) -> dict[str, Any]:

@@ -49,6 +49,7 @@ async def accept(request: Request, service: Service, field: str = "file") -> tup
         files = [item for item in form.getlist(field) if isinstance(item, UploadFile)]
         if not files:
             raise Problem(422, "no-file", f"the form has no file in the field {field!r}")
+        await run_in_threadpool(service.check_store)  # now that all of it is counted
         texts = {name: value for name, value in form.items() if isinstance(value, str)}
         return await run_in_threadpool(_keep, service, files), texts
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from findings_phantom import answer, collect, corner, ct_affine, ct_image, radio
 from radglint.pipeline import EncodedImage
 from radglint.server.artifacts import make
 from radglint.server.features import FeatureCache, held_bytes, load_features, save_features
-from radglint.server.volumes import display_volume, label_map, on_grid
+from radglint.server.volumes import PACKED, VOLUME, around_marks, display_file, display_volume, label_map, on_grid
 
 TILTED = ct_affine((2, 1, 0), (1.0, -1.0, -1.0), tilt_deg=12)
 
@@ -26,6 +27,37 @@ def test_bytes_are_the_probability_map_in_steps(unseen: int) -> None:
     expected = np.rint(np.nan_to_num(finding.probability_map(), nan=0.0) * 255)
     assert np.array_equal(finding.probability_bytes(), expected)
     assert finding.probability_bytes().max() > 200
+
+
+@pytest.mark.parametrize("image", [ct_image(TILTED), radiograph()], ids=["ct", "radiograph"])
+def test_the_part_around_the_marks_holds_all_and_lies_in_its_place(image) -> None:
+    few = np.zeros(image.shape, np.uint8)
+    few[tuple(n // 2 for n in image.shape)] = 7
+    few[tuple(n // 2 + 1 for n in image.shape)] = 9
+    for some in (few, np.ones(image.shape, np.uint8)):
+        whole = on_grid(some, image)
+        part = around_marks(whole)
+        shift = np.linalg.inv(whole.header.get_best_affine()) @ part.affine
+        corner = np.rint(shift[:3, 3]).astype(int)
+        values = np.asarray(part.dataobj)
+        placed = np.zeros_like(np.asarray(whole.dataobj))
+        placed[tuple(slice(c, c + n) for c, n in zip(corner, values.shape, strict=True))] = values
+        assert np.array_equal(placed, np.asarray(whole.dataobj))
+        rim = values.copy()
+        rim[tuple(slice(1, -1) if n > 2 else slice(None) for n in rim.shape)] = 0
+        assert part.shape == whole.shape or not rim.any()
+    assert around_marks(on_grid(np.zeros(image.shape, np.uint8), image)).shape == (1, 1, 1)
+
+
+def test_the_displayed_image_is_packed_and_unpacked_when_asked_for(tmp_path: Path) -> None:
+    content = display_volume(ct_image(TILTED)).to_bytes()
+    assert not display_file(tmp_path, VOLUME).exists()
+    (tmp_path / VOLUME).write_bytes(content)
+    packed = display_file(tmp_path, PACKED)
+    assert gzip.decompress(packed.read_bytes()) == content
+    (tmp_path / VOLUME).unlink()
+    assert display_file(tmp_path, VOLUME).read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == [VOLUME, PACKED]
 
 
 def test_everything_of_a_ct_lies_on_its_grid() -> None:
@@ -88,6 +120,30 @@ def test_features_come_back_from_disk_for_the_same_model_and_image(tmp_path: Pat
     assert load_features(path, radiograph(), "model-1", "cpu") is None
     path.write_bytes(path.read_bytes()[:300])
     assert load_features(path, one.image, "model-1", "cpu") is None
+
+
+def test_an_answer_stays_as_long_as_its_study() -> None:
+    image = ct_image(TILTED)
+    findings = collect(answer(image, corner(image)))
+    cache = FeatureCache(1)
+    cache.keep_answer("a", "0", findings)
+    assert cache.answer("a", "0") is None
+    cache.put("a", encoded(0))
+    for job in range(20):
+        cache.keep_answer("a", str(job), findings)
+    assert cache.answer("a", "3") is None  # only the last few
+    assert cache.answer("a", "19") is findings
+    cache.put("b", encoded(1))
+    assert cache.answer("a", "19") is None
+
+
+def test_a_nifti_2_image_is_shown_as_nifti_1() -> None:
+    affine = ct_image(TILTED).affine
+    header = nib.Nifti2Image(np.zeros((2, 2, 2), np.int16), ct_image(TILTED).nifti_affine).header
+    image = ct_image(affine, header)
+    shown = nib.Nifti1Image.from_bytes(display_volume(image).to_bytes())
+    assert np.array_equal(np.asarray(shown.dataobj).transpose(2, 1, 0), np.rint(image.array))
+    assert np.allclose(shown.affine, image.nifti_affine, atol=1e-4)
 
 
 def test_the_least_recently_used_leaves_memory() -> None:

@@ -45,7 +45,7 @@ def test_a_lost_graphics_card_comes_back(chest: Viewer) -> None:
     assert chest.page.is_disabled(f"{chest.card(FOUND)} button.swatch")
     chest.page.evaluate("taken.restoreContext()")
     chest.page.wait_for_selector("#desk[data-state=ready]")
-    assert np.abs(chest.picture() - before).max() <= 2
+    assert np.abs(chest.picture() - before)[100:700, :900].max() <= 2
     chest.page.click(f"{chest.card(FOUND)} button.swatch")
     assert np.abs(chest.picture() - before)[100:700, :900].max() > 20
     chest.page.click("#open-studies")

@@ -31,11 +31,18 @@ COPY_BYTES = 1 << 20
 
 
 def display_volume(image: MedicalImage) -> Any:
-    """The image as a nibabel NIfTI: CT in HU as int16; a radiograph as uint16, scaled to brightness 0 to 1."""
+    """The image as a nibabel NIfTI-1: CT in HU as int16; a radiograph as uint16, scaled to brightness 0 to 1."""
+    import nibabel as nib
+
     if image.affine is not None:
         limits = np.iinfo(np.int16)
         whole = np.clip(np.rint(image.array), limits.min, limits.max).astype(np.int16)
-        return volume_to_nifti(whole, image, "radglint display")
+        nifti = volume_to_nifti(whole, image, "radglint display")
+        if not isinstance(nifti, nib.Nifti2Image):
+            return nifti
+        plain = nib.Nifti1Image(np.asarray(nifti.dataobj), nifti.header.get_best_affine())  # what every viewer reads
+        plain.header.set_xyzt_units("mm")
+        return plain
     nifti = _upright(np.rint(np.clip(image.array, 0, 1) * BRIGHTNESS_STEPS).astype(np.uint16), image)
     nifti.header.set_slope_inter(1 / BRIGHTNESS_STEPS, 0)
     return nifti

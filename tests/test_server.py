@@ -78,7 +78,7 @@ def test_maps_and_masks_lie_on_the_displayed_radiograph(server: ServerProcess, r
     pixels = np.asarray(Image.open(io.BytesIO(png()))).astype(float)
     brightness = np.asarray(shown.dataobj)[:, :, 0].T
     assert np.corrcoef(pixels.ravel(), brightness.ravel())[0, 1] > 0.99
-    job = server.ask(radiograph["id"], "cardiomegaly", "consolidation", threshold=0.01)
+    job = server.ask(radiograph["id"], "interstitial pattern", "consolidation", threshold=0.01)
     for finding in job["findings"]:
         likely = volume(server, finding["links"]["probability"])
         mask = volume(server, finding["links"]["mask_nifti"])

@@ -31,6 +31,7 @@ def test_a_chest_in_hu_passes_without_a_word():
     ("values", "words"),
     [
         (np.zeros((9, 9, 9), np.float32), "every voxel is the same"),
+        (np.where(chest() > 0, -1024, -2000).astype(np.float32), "nothing lies above -1024 HU"),
         (np.random.default_rng(0).integers(0, 118, (20, 20, 20)).astype(np.float32), "label map"),
         ((chest() + 1024) / 4095, "normalised"),
         ((chest() + 1024) / 16.1, "8 bits"),

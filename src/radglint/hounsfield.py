@@ -104,6 +104,8 @@ def check_hu(array: np.ndarray, path: str) -> tuple[str, ...]:
 def _not_a_scan(values: np.ndarray, low: float, high: float) -> str | None:
     if low == high:
         return "every voxel is the same; the export is empty, write it again"
+    if high <= LOWEST_HU:
+        return f"nothing lies above {LOWEST_HU:.0f} HU, where only padding is; check the rescale"
     if low >= 0 and _num_labels(values) <= _MAX_LABELS and not _fits(values - _RESCALE):
         return f"{_num_labels(values)} whole numbers only, a mask, a label map or an 8-bit picture; give the CT itself"
     if low >= -10 and high <= 10:

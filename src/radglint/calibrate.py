@@ -260,6 +260,7 @@ def calibrate_scores(
             "presence": maps.presence | {c: r.to_logit for c, r in new.items()},
             "thresholds": _merged(maps.thresholds, {c: r.threshold for c, r in new.items()}),
             "abstention": _merged(maps.abstention, {c: r.abstention for c, r in new.items()}),
+            "uncalibrated": tuple(c for c in maps.uncalibrated if c not in new),
             "local": _record(results, source),
         }
     )

@@ -53,7 +53,9 @@ FINGERPRINT, PROVENANCE, CARD = "fingerprint.json", "provenance.json", "README.m
 HASHED_FILES = (CONFIG, WEIGHTS, TOKENIZER, PROMPTS, CALIBRATION)  # what decides an answer
 FILES = (*HASHED_FILES, FINGERPRINT, PROVENANCE, CARD)
 LICENCE_PARTS = ("code", "weights", "data")
-LATER_KEYS = frozenset({"at_heart", "thresholds", "abstention", "local"})  # of a calibration; unwritten if empty
+LATER_KEYS = frozenset(
+    {"at_heart", "thresholds", "abstention", "local", "uncalibrated"}
+)  # of a calibration; unwritten if empty
 AGAIN = "copy or download the checkpoint again"
 
 
@@ -74,6 +76,7 @@ class ModalityCalibration(_Strict):
         density: concepts of a CT to the HU that they can have.
         thresholds: concepts with a threshold of their own, chosen on labelled cases.
         abstention: concepts that are not decided where labelled cases did not tell them apart.
+        uncalibrated: concepts whose map was never fitted to a labelled case; their answers say so.
         local: the labelled cases behind all this, if `radglint calibrate` has changed anything.
     """
 
@@ -86,6 +89,7 @@ class ModalityCalibration(_Strict):
     density: dict[str, DensityRange] = {}
     thresholds: dict[str, Threshold] = {}
     abstention: dict[str, Abstention] = {}
+    uncalibrated: tuple[str, ...] = ()
     local: LocalCalibration | None = None
 
     @model_serializer(mode="wrap")

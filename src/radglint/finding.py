@@ -45,6 +45,7 @@ class Finding:
         threshold_source: where the threshold comes from, if the model was calibrated for this finding; else empty.
         mask_threshold: voxels are marked from this probability on; None = `threshold`.
         abstention: where the model does not decide, if it was calibrated to abstain.
+        is_uncalibrated: whether the probability was never fitted to labelled cases.
     """
 
     query: str
@@ -62,6 +63,7 @@ class Finding:
     threshold_source: str = ""
     mask_threshold: float | None = None
     abstention: Abstention | None = None
+    is_uncalibrated: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a finding whose parts do not belong together."""
@@ -129,7 +131,8 @@ class Finding:
         """The note, why the model abstains, or why the mask is empty; empty text where there is nothing to say."""
         if not self.in_scope:
             return self.note or "outside what this model can be asked, so nothing is marked"
-        return "; ".join(part for part in (self._doubt, self.note or self._empty_mask) if part)
+        unfitted = "uncalibrated, see `radglint calibrate`" if self.is_uncalibrated else ""
+        return "; ".join(part for part in (unfitted, self._doubt, self.note or self._empty_mask) if part)
 
     @property
     def _doubt(self) -> str:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     StrPath = str | os.PathLike[str]
 
 DICOM_NAMES = ("findings_seg.dcm", "findings_sr.dcm")
+UNCALIBRATED = (
+    "uncalibrated model: scores rank images, but probabilities and decisions were fitted to no labelled case; "
+    "run `radglint calibrate` on your own"
+)
 STALE_NAMES = re.compile(r"\d{2,}_[a-z0-9_]+_(?:mask\.nii\.gz|mask\.png|overlay\.png)|findings_(?:seg|sr)\.dcm")
 
 
@@ -48,7 +52,8 @@ class Findings(Sequence[Finding]):
         self.image = image
         self.model_name = model_name
         self.model_fingerprint = model_fingerprint
-        self.warnings = tuple(dict.fromkeys((*image.warnings, *warnings)))
+        unfitted = (UNCALIBRATED,) if any(f.in_scope and f.is_uncalibrated for f in self._findings) else ()
+        self.warnings = tuple(dict.fromkeys((*image.warnings, *unfitted, *warnings)))
         self._mask_paths: tuple[str | None, ...] = (None,) * len(self._findings)
 
     @overload

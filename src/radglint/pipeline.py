@@ -259,6 +259,7 @@ class GlintAnswerer:
                     threshold=level.presence, mask_threshold=level.mask, threshold_source=level.source,
                     abstention=level.abstention, in_scope=in_scope, image=encoded.image, record=encoded.record,
                     token_logits=tokens.float().cpu().numpy(), density=maps.density.get(concept),
+                    is_uncalibrated=concept in maps.uncalibrated,
                     note=query.note if in_scope else self._scope_note(query.phrase, encoded.image.modality),
                 )
             )  # fmt: skip

@@ -186,9 +186,12 @@ def test_training_reads_every_format_alike(tmp_path: Path, suffix: str) -> None:
     path = write_manifest(tmp_path / f"m{suffix}", rows)
     pairs = load_manifest(path, "CXR")
     text = f"FINDINGS: {FULL.findings}\nIMPRESSION: {FULL.impression}"
-    assert pairs == [Pair("7_a", tmp_path / "images/a b.png", text, "007"), Pair("t", Path("/x/t.png"), "Clear.", "8")]
+    assert pairs == [
+        Pair("7_a", tmp_path / "images/a b.png", text, "007", FULL.split, FULL.dataset),
+        Pair("t", Path("/x/t.png"), "Clear.", "8", "train"),
+    ]
     assert load_manifest(path, "CXR", split="train") == pairs[1:]
-    with pytest.raises(ConfigError, match="has no row of split 'test'"):
+    with pytest.raises(ConfigError, match="has no row of split 'test', 1 of 'train', 1 of 'val'; check"):
         load_manifest(path, "CXR", split="test")
     with pytest.raises(ConfigError, match="modality 'CXR', but the branch is for CT"):
         load_manifest(path, "CT")

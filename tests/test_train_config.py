@@ -47,6 +47,7 @@ def document(recipe: str, **changes: Any) -> dict[str, Any]:
         ("cxr_base", {"fit__group_size": 2}, "fit.group_size: is for data of kind 'cases'"),
         ("cxr_base", {"fit__evidence_weight": 0.5}, "fit.evidence_weight: is for data of kind 'cases'"),
         ("cxr_base", {"data__manifests": []}, "data: expected manifests, shards or both, got neither"),
+        ("cxr_base", {"data__val_manifest": None}, "data: val_split needs val_manifest"),
         ("cxr_base", {"data__said": ["maybe"]}, "data.said.0: .*'maybe'"),
         ("cxr_base", {"trunk__trained_blocks": 0}, "trunk: anchor: a frozen trunk needs none"),
         ("cxr_base", {"trunk__anchor": {"form": "gram"}}, "trunk.anchor: blocks: expected some with form 'gram'"),

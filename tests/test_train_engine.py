@@ -350,8 +350,11 @@ def test_cached_tokens_of_blocks_that_are_not_named_are_refused(tmp_path: Path) 
         train(tiny_run(tmp_path, "cxr_nano", branch__trunk_layers=[2, 4, 6, 8], data__val_prefix=None))
 
 
+NO_VALIDATION = {"data__val_manifest": None, "data__val_split": None}
+
+
 def test_pairs_read_the_earlier_blocks_that_the_branch_names(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, "cxr_base", branch__trunk_layers=[1], fit__steps=1, data__val_manifest=None)
+    config = tiny_run(tmp_path, "cxr_base", branch__trunk_layers=[1], fit__steps=1, **NO_VALIDATION)
     train(config)
     model = load_trained(config.out)
     assert model.branch("CXR").mixer.enter.in_features == 2 * model.trunk.embed_dim

@@ -23,10 +23,11 @@ from radglint.case_metrics import MEASURES, Metrics, evaluate_best_reading, mean
 from radglint.cases import Case
 from radglint.errors import ConfigError
 from radglint.model import GlintBranch
-from radglint.report_pairs import FLAT_SUFFIXES, Pair, load_manifest, pair_pixels
+from radglint.pair_batches import load_pairs, load_validation
+from radglint.report_pairs import FLAT_SUFFIXES, Pair, pair_pixels, split_of
 from radglint.simulation.facts import Fact
 from radglint.train_cached import embed_once, load_bags
-from radglint.train_config import CachedData, TrainConfig
+from radglint.train_config import CachedData, PairData, TrainConfig
 from radglint.train_engine import train
 from radglint.train_pairs import load_trained
 from radglint.train_state import checkpoints
@@ -221,14 +222,13 @@ def _held_out(run: TrainConfig) -> Sequence[Case] | Sequence[_Known] | None:
     if isinstance(run.data, CachedData):
         assert run.data.val_prefix is not None
         return _cached_cases(run.data.model_copy(update={"train_prefixes": ()}), run.data.val_prefix)  # pyright: ignore[reportArgumentType]
-    assert run.data.val_manifest is not None
-    return _known_pairs(run.data.val_manifest)
+    return _known_pairs(run.data, run.branch.preprocess.kind)  # pyright: ignore[reportArgumentType]
 
 
 def _unmeasured(run: TrainConfig) -> TrainConfig:
     """The same run without a measurement of its own at the end."""
-    key = "val_prefix" if isinstance(run.data, CachedData) else "val_manifest"
-    return run.model_copy(update={"data": run.data.model_copy(update={key: None})})
+    keys = ("val_prefix",) if isinstance(run.data, CachedData) else ("val_manifest", "val_split")
+    return run.model_copy(update={"data": run.data.model_copy(update=dict.fromkeys(keys))})
 
 
 @lru_cache(maxsize=1)
@@ -237,14 +237,17 @@ def _cached_cases(data: CachedData, prefix: str) -> list[Case]:
 
 
 @lru_cache(maxsize=1)
-def _known_pairs(manifest: Path) -> list[_Known] | None:
+def _known_pairs(data: PairData, modality: str) -> list[_Known] | None:
     """The radiographs of `radglint simulate`; None if a line has no facts and masks, or the manifest is no JSONL."""
+    manifest = data.val_manifest
+    assert manifest is not None
     if manifest.suffix.lower() in FLAT_SUFFIXES:
         return None
-    pairs, rows = load_manifest(manifest, "CXR"), manifest.read_text(encoding="utf-8-sig").split("\n")
+    pairs = load_validation(data, modality, load_pairs(data, modality))
+    lines = manifest.read_text(encoding="utf-8-sig").split("\n")
+    rows = [row for row in map(json.loads, filter(str.strip, lines)) if data.val_split in (None, split_of(row))]
     known = []
-    for pair, line in zip(pairs, (row for row in rows if row.strip()), strict=True):
-        row = json.loads(line)
+    for pair, row in zip(pairs, rows, strict=True):
         if "masks" not in row or "facts" not in row or row.get("modality") != "CXR":
             return None
         facts = sorted(row["facts"], key=lambda fact: (fact["mask"] is None, fact["mask"]))  # without a mask: last

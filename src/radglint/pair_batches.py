@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,17 @@ import torch
 from torch import distributed
 from torch.utils.data import Dataset
 
+from radglint.errors import ConfigError
 from radglint.report_labels import LabelledSentences, draw_sentences
-from radglint.report_pairs import Pair, load_manifest, load_shards, pair_pixels, pairs_of_step, share_of_rank
+from radglint.report_pairs import (
+    Pair,
+    counted,
+    load_manifest,
+    load_shards,
+    pair_pixels,
+    pairs_of_step,
+    share_of_rank,
+)
 from radglint.train_config import PairData, TrainConfig
 from radglint.train_towers import Ranks
 
@@ -68,10 +78,54 @@ def load_pairs(data: PairData, modality: str) -> list[Pair]:
     """All training pairs, manifests before shards.
 
     Raises:
-        ConfigError: one of them cannot be read.
+        ConfigError: one of them cannot be read, has no row of `train_split`, or rows of several and none is named.
     """
-    pairs = [pair for path in data.manifests for pair in load_manifest(path, modality)]
-    return pairs + [pair for pattern in data.shards for pair in load_shards(pattern, modality)]
+    split, key = data.train_split, "data.train_split"
+    parts = [_of_one_split(str(path), load_manifest(path, modality, split), key) for path in data.manifests]
+    parts += [_of_one_split(pattern, load_shards(pattern, modality, split), key) for pattern in data.shards]
+    return [pair for part in parts for pair in part]
+
+
+def load_validation(data: PairData, modality: str, training: Sequence[Pair]) -> list[Pair]:
+    """The validation pairs; none without a `val_manifest`.
+
+    Args:
+        data: of the run.
+        modality: CXR or CT.
+        training: what is trained on.
+
+    Raises:
+        ConfigError: as with `load_pairs`, or somebody is in both.
+    """
+    if data.val_manifest is None:
+        return []
+    pairs = load_manifest(data.val_manifest, modality, data.val_split)
+    pairs = _of_one_split(str(data.val_manifest), pairs, "data.val_split")
+    _check_apart(training, pairs, str(data.val_manifest))
+    return pairs
+
+
+def _of_one_split(name: str, pairs: list[Pair], key: str) -> list[Pair]:
+    splits = Counter(pair.split for pair in pairs)
+    if len(splits) > 1:
+        raise ConfigError(f"{name}: holds rows of several splits, {counted(splits)}; set {key} to the one to take")
+    return pairs
+
+
+def _check_apart(training: Sequence[Pair], validation: Sequence[Pair], name: str) -> None:
+    """No patient and no file is in both; a group is somebody within its data set."""
+    groups = {(pair.dataset, pair.group) for pair in training if pair.group}
+    shared = sorted({pair.group for pair in validation if (pair.dataset, pair.group) in groups})
+    what = "groups (patients)"
+    if not shared:
+        images = {str(pair.image) for pair in training}
+        shared, what = sorted({str(pair.image) for pair in validation} & images), "images"
+    if shared:
+        listed = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise ConfigError(
+            f"{name}: {len(shared)} of its {what} are trained on too: {listed}; take them out of one of both, or set "
+            "data.train_split and data.val_split"
+        )
 
 
 def equal_pieces(

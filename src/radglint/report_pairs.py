@@ -2,10 +2,10 @@
 
 A manifest is JSONL, CSV or parquet; the last two are read by `manifest.read_manifest`. A JSONL line is an object:
 `image` (a path, relative to the manifest), `report` (text, or an object with `findings` and `impression`), and
-optionally `id`, `modality` (CXR or CT), `split` and `group` or `patient`; other keys, such as the facts and masks of a
-simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object without `image`) or KEY.txt
-(the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at random, so that a batch is a
-function of seed and step alone.
+optionally `id`, `modality` (CXR or CT), `split`, `group` or `patient`, and `dataset`; other keys, such as the facts and
+masks of a simulator, are not read. A shard is an uncompressed tar in which KEY.json (such an object without `image`) or
+KEY.txt (the report) lies beside KEY.<image suffix>. Shards are indexed once and then read at random, so that a batch is
+a function of seed and step alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import glob
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,16 @@ class Pair:
         image: a file or folder that `read_image` takes, or a member of a tar.
         report: the whole text.
         group: patient or body, empty if unknown.
+        split: as the data have it, empty if they have none.
+        dataset: within which the group's name means somebody, empty if unknown.
     """
 
     id: str
     image: Path | TarMember
     report: str
     group: str = ""
+    split: str = ""
+    dataset: str = ""
 
 
 def load_manifest(path: Path, modality: str, split: str | None = None) -> list[Pair]:
@@ -75,26 +80,39 @@ def load_manifest(path: Path, modality: str, split: str | None = None) -> list[P
     Args:
         path: a .csv or .parquet manifest; anything else is read as JSONL.
         modality: CXR or CT; a row of the other is refused.
-        split: take the rows of this split only; None takes all.
+        split: take the rows of this split only, "" those without one; None takes all.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or a line lacks something; it names the line.
+        ConfigError: it cannot be read, is empty, has no row of the split, or a line lacks something; it names the line.
     """
     if path.suffix.lower() in FLAT_SUFFIXES:
         lines = ((f"{path}: row {row.id}", _flat_line(row)) for row in read_manifest(path))
     else:
         lines = _manifest_lines(path)
-    pairs = []
+    pairs, splits = [], Counter[str]()
     for where, row in lines:
-        if split is None or row.get("split") == split:
+        splits[split_of(row)] += 1
+        if split is None or split_of(row) == split:
             pairs.append(_pair(row, path.parent / str(row.get("image", "")), where, modality))
             if "image" not in row:
                 raise ConfigError(f"{where}: has no 'image'; give the path of the image")
-    if not pairs:
-        if split is not None:
-            raise ConfigError(f"{path}: the manifest has no row of split {split!r}; check the split")
+    if not splits:
         raise ConfigError(f"{path}: the manifest is empty; expected one JSON object a line")
+    if not pairs:
+        raise ConfigError(f"{path}: the manifest has no row of split {split!r}, {counted(splits)}; check the split")
     return pairs
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """The split of a line, empty if it has none."""
+    split = row.get("split")
+    return "" if split is None else str(split)
+
+
+def counted(splits: Mapping[str, int]) -> str:
+    """How many rows each split has, as a message shows it; the first eight."""
+    named = [f"{count} of {name!r}" if name else f"{count} without a split" for name, count in sorted(splits.items())]
+    return ", ".join([*named[:8], *(["..."] if len(named) > 8 else [])])
 
 
 def _manifest_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,19 +131,30 @@ def _flat_line(row: ManifestRow) -> dict[str, Any]:
     sections = {"findings": row.findings, "impression": row.impression}
     report = row.report if row.report or not any(sections.values()) else sections
     line = {"id": row.id, "image": row.image, "report": report, "modality": row.modality, "split": row.split}
-    return line | {"group": row.extra.get("group", row.patient)}
+    return line | {"group": row.extra.get("group", row.patient), "dataset": row.dataset}
 
 
-def load_shards(pattern: str, modality: str) -> list[Pair]:
+def load_shards(pattern: str, modality: str, split: str | None = None) -> list[Pair]:
     """Index the tar shards that a glob pattern names, in order.
 
+    Args:
+        pattern: of .tar files.
+        modality: CXR or CT; a sample of the other is refused.
+        split: as in `load_manifest`; a sample without a .json has none.
+
     Raises:
-        ConfigError: no file fits, one is no uncompressed tar, or a sample lacks its image or its report.
+        ConfigError: no file fits, one is no uncompressed tar, a sample lacks its image or its report, or none is of
+            the split.
     """
     paths = sorted(glob.glob(pattern))
     if not paths:
         raise ConfigError(f"{pattern}: no such tar file; check data.shards")
-    return [pair for path in paths for pair in _shard_pairs(Path(path), modality)]
+    pairs = [pair for path in paths for pair in _shard_pairs(Path(path), modality)]
+    chosen = [pair for pair in pairs if split is None or pair.split == split]
+    if not chosen and split is not None:
+        splits = Counter(pair.split for pair in pairs)
+        raise ConfigError(f"{pattern}: no sample is of split {split!r}, {counted(splits)}; check the split")
+    return chosen
 
 
 def _shard_pairs(path: Path, modality: str) -> Iterator[Pair]:
@@ -178,7 +207,8 @@ def _pair(row: dict[str, Any], image: Path | TarMember, where: str, modality: st
             f"{where}: modality {row['modality']!r}, but the branch is for {modality}; split the manifest"
         )
     group = row.get("group", row.get("patient", ""))
-    return Pair(str(row.get("id", image)), image, _report_text(row.get("report"), where), str(group))
+    text, known = _report_text(row.get("report"), where), (split_of(row), str(row.get("dataset") or ""))
+    return Pair(str(row.get("id", image)), image, text, str(group), *known)
 
 
 def _report_text(report: Any, where: str) -> str:

@@ -48,9 +48,11 @@ class PairData(_Strict):
     """Images with their reports: JSONL manifests, and tar shards in the WebDataset layout."""
 
     kind: Literal["pairs"] = "pairs"
-    manifests: tuple[Path, ...] = ()  # one JSON object a line: id, image, report, group
+    manifests: tuple[Path, ...] = ()  # one JSON object a line: id, image, report, group, split
     shards: tuple[str, ...] = ()  # glob patterns of .tar files: KEY.json (or KEY.txt) beside KEY.<image suffix>
-    val_manifest: Path | None = None  # images whose gates are shown during training; never trained on
+    train_split: str | None = None  # rows that are trained on; "" = those without a split; None = all, of one split
+    val_manifest: Path | None = None  # images that are measured and shown; never trained on; may be one of `manifests`
+    val_split: str | None = None  # its rows that are used; as with train_split
     said: tuple[Said, ...] = ("present",)  # sentences that are drawn
     sentences_per_image: PositiveInt = 6  # at most so many of each report a step
     duplicate_cosine: float | None = Field(default=None, gt=0, le=1)  # join sentences whose embeddings are this near
@@ -61,6 +63,8 @@ class PairData(_Strict):
     def _some_data(self) -> PairData:
         if not self.manifests and not self.shards:
             raise ValueError("expected manifests, shards or both, got neither")
+        if self.val_split is not None and self.val_manifest is None:
+            raise ValueError("val_split needs val_manifest; the manifest that is trained on may be named there too")
         return self
 
 

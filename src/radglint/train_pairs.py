@@ -30,7 +30,7 @@ from radglint.lora import add_lora, merged_state
 from radglint.losses import contrastive_loss, sparsity_of_sums
 from radglint.losses_local import alike_sentences, local_loss, local_rows
 from radglint.model import GlintConfig, GlintModel, trunk_blocks
-from radglint.pair_batches import PairBatch, StepData, equal_pieces, load_pairs
+from radglint.pair_batches import PairBatch, StepData, equal_pieces, load_pairs, load_validation
 from radglint.recompute import again
 from radglint.regularizer import DenseFeatureRegularizer
 from radglint.report_labels import (
@@ -40,7 +40,7 @@ from radglint.report_labels import (
     said,
     statements_of,
 )
-from radglint.report_pairs import Pair, load_manifest, pair_pixels, share_of_rank
+from radglint.report_pairs import Pair, pair_pixels, share_of_rank
 from radglint.simulation.facts import CONCEPTS
 from radglint.train_config import PairData, TrainConfig, TrunkConfig
 from radglint.train_log import GateView
@@ -93,7 +93,8 @@ class PairTask:
         ranks: this process among all.
 
     Raises:
-        ConfigError: too few pairs, or a batch that cannot be shared out evenly.
+        ConfigError: too few pairs, several splits and none named, somebody in training and validation, or a batch that
+            cannot be shared out evenly.
         CheckpointError: a tower cannot be loaded.
     """
 
@@ -104,6 +105,7 @@ class PairTask:
         self.trunk_config: TrunkConfig = config.trunk
         self.kind = config.branch.preprocess.kind
         self.pairs = load_pairs(self.data, self.kind)
+        self.held_out = load_validation(self.data, self.kind, self.pairs)
         self._check_batch()
         self.model = build_model(config)
         self.branch = self.model.branch(self.kind)
@@ -290,15 +292,13 @@ class PairTask:
     @torch.no_grad()
     def views(self) -> list[GateView]:
         """The first validation images whose report states a finding, asked with that sentence."""
-        if self.data.val_manifest is None:
-            return []
         self.model.eval()
-        views = [self._view(pair, text) for pair, text in self._asked(load_manifest(self.data.val_manifest, self.kind))]
+        views = [self._view(pair, text) for pair, text in self._asked()]
         self._train_mode()
         return views
 
-    def _asked(self, pairs: Sequence[Pair]) -> list[tuple[Pair, str]]:
-        first = [(pair, [s.text for s in statements_of(pair.report) if said(s) == "present"]) for pair in pairs]
+    def _asked(self) -> list[tuple[Pair, str]]:
+        first = [(pair, [s.text for s in statements_of(pair.report) if said(s) == "present"]) for pair in self.held_out]
         return [(pair, texts[0]) for pair, texts in first if texts][: self.config.picture_cases]
 
     def _view(self, pair: Pair, text: str) -> GateView:
@@ -328,10 +328,10 @@ class PairTask:
     @torch.no_grad()
     def _measure(self) -> Metrics:
         """AUROC of "There is a ..." for each finding of the validation reports; nothing without such reports."""
-        if self.data.val_manifest is None:
+        pairs = self.held_out
+        if not pairs:
             return {}
         self.model.eval()
-        pairs = load_manifest(self.data.val_manifest, self.kind)
         texts = self.model.text.embed([f"There is {concept}." for concept in CONCEPTS])
         scores = torch.cat([self._gated(pair, texts)[1].scores for pair in pairs], dim=1).float().cpu().numpy()
         verdicts = [np.array(presence_verdicts(concept, [pair.report for pair in pairs])) for concept in CONCEPTS]

@@ -26,7 +26,7 @@ from radglint.cases import Case, save_cases
 from radglint.simulation.facts import Fact
 from radglint.train_config import CachedData, PairData, TrainConfig
 
-BATCH, CASES = 4, 12
+BATCH, CASES, HELD_OUT = 4, 12, 6
 GRID, EMBED = (4, 5), 16
 PATCH_PX, SIDE_PX = 16, 64
 FACTS = (Fact("nodule", "left", "upper", "small"), Fact("pleural effusion", "right"), Fact("consolidation", "left"))
@@ -59,10 +59,10 @@ def smoke_config(config: TrainConfig, folder: Path) -> TrainConfig:
 
 def _use_pairs(values: dict[str, Any], config: TrainConfig, data: PairData, folder: Path) -> None:
     kind = config.branch.preprocess.kind
-    manifest = _write_pairs(folder, kind)
+    manifest, held_out = _write_manifests(folder, kind, data)
     values["data"] |= {"manifests": [str(manifest)] if data.manifests else [], "workers": 0}
     values["data"] |= {"shards": [str(_write_shard(folder, manifest))] if data.shards else []}
-    values["data"] |= {"val_manifest": str(manifest) if data.val_manifest is not None else None}
+    values["data"] |= {"val_manifest": str(held_out) if data.val_manifest is not None else None}
     values["branch"]["preprocess"] |= {"patch_px": PATCH_PX} | (
         {"long_side_px": SIDE_PX} if kind == "CXR"
         else {"height_px": SIDE_PX, "width_px": SIDE_PX, "mm_per_px": 6.0, "slice_step_mm": 20.0}
@@ -89,15 +89,27 @@ def _case(k: int, depth: int, rng: np.random.Generator) -> Case:
     return Case(tokens, facts, coverage, f"patient-{k // 2}")
 
 
-def _write_pairs(folder: Path, kind: str) -> Path:
-    rng, rows = np.random.default_rng(0), []
-    for k in range(CASES):
+def _write_manifests(folder: Path, kind: str, data: PairData) -> tuple[Path, Path]:
+    """Training and validation pairs, in one manifest if that is how the configuration has them."""
+    manifest, held_out = folder / "manifest.jsonl", folder / "val.jsonl"
+    rows = _write_pairs(folder, kind, range(CASES), data.train_split)
+    more = _write_pairs(folder, kind, range(CASES, CASES + HELD_OUT), data.val_split)
+    if data.val_manifest in data.manifests:
+        rows, held_out = rows + more, manifest
+    for path, written in ((held_out, more), (manifest, rows)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in written), encoding="utf-8")
+    return manifest, held_out
+
+
+def _write_pairs(folder: Path, kind: str, numbers: range, split: str | None) -> list[dict[str, Any]]:
+    """An image each; the lines of the manifest."""
+    rng, rows = np.random.default_rng(numbers.start), []
+    for k in numbers:
         name = f"{k}.png" if kind == "CXR" else f"{k}.nii.gz"
         (_write_radiograph if kind == "CXR" else _write_ct)(folder / name, rng)
-        rows.append({"id": str(k), "image": name, "report": REPORTS[k % len(REPORTS)], "group": f"patient-{k}"})
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return manifest
+        row = {"id": str(k), "image": name, "report": REPORTS[k % len(REPORTS)], "group": f"patient-{k}"}
+        rows.append(row | ({"split": split} if split else {}))
+    return rows
 
 
 def _write_shard(folder: Path, manifest: Path) -> Path:

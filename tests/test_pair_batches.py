@@ -113,5 +113,5 @@ def test_a_run_and_an_ablation_keep_to_the_splits(tmp_path: Path) -> None:
     assert len(read_log(config.out)) == 1
     unnamed = config.model_copy(update={"data": config.data.model_copy(update={"train_split": None})})
     for command in (train, ablate):
-        with pytest.raises(ConfigError, match=r"12 of 'train', 6 of 'val'; set data.train_split"):
+        with pytest.raises(ConfigError, match=r"12 of 'train', 9 of 'val'; set data.train_split"):
             command(unnamed)

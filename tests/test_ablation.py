@@ -23,6 +23,7 @@ from radglint.ablation import (
 from radglint.baselines import BASELINES, baselines_for, compare_baselines, page
 from radglint.cli import main
 from radglint.errors import ConfigError
+from radglint.train_config import load_config
 from train_runs import RECIPES, tiny_run
 
 
@@ -186,3 +187,11 @@ def test_the_train_command_answers_in_one_line(tmp_path: Path, capsys: pytest.Ca
     assert main(["train", str(RECIPES / "ct_nano.toml"), "--smoke", "--resume"]) == 2
     assert main(["ablate", str(RECIPES / "ct_nano.toml"), "--seeds", "0"]) == 2
     assert "expected a whole number from 1 on, got '0'" in capsys.readouterr().err
+
+
+def test_variants_that_come_to_the_same_run_are_run_once() -> None:
+    """Without patch dropout and places, the bare gate is the gate without the evidence loss."""
+    variants = variants_for(load_config(RECIPES / "ablation_cxr.toml"))
+    assert "no evidence loss" in variants
+    assert not {"bare sigmoid gate", "no patch dropout"} & set(variants)
+    assert len(variants) == 17

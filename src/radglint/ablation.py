@@ -94,15 +94,22 @@ class Plan:
 
 
 def variants_for(config: TrainConfig) -> dict[str, Changes]:
-    """Those that a configuration can be run with and that change it; an anchor only where it has one."""
+    """Those that a configuration can be run with and that change it, each once; an anchor only where it has one."""
     if isinstance(config.data, CachedData):
-        return {name: c for name, c in (VARIANTS | CACHED_VARIANTS).items() if not c or _differs(config, c)}
+        return _distinct(config, VARIANTS | CACHED_VARIANTS)
     has_anchor = config.trunk is not None and config.trunk.anchor.form != "none"
     return VARIANTS | {name: c for name, c in PAIR_VARIANTS.items() if has_anchor or "anchor" not in name}
 
 
-def _differs(config: TrainConfig, changes: Changes) -> bool:
-    return changed(config, changes, config.out, config.fit.seed, None) != config
+def _distinct(config: TrainConfig, variants: Mapping[str, Changes]) -> dict[str, Changes]:
+    """Of variants that come to the same run, the first."""
+    kept: dict[str, Changes] = {}
+    runs: list[TrainConfig] = []
+    for name, changes in variants.items():
+        run = changed(config, changes, config.out, config.fit.seed, None)
+        if run not in runs:
+            kept[name], runs = changes, [*runs, run]
+    return kept
 
 
 def changed(config: TrainConfig, changes: Changes, out: Path, seed: int, steps: int | None) -> TrainConfig:

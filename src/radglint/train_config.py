@@ -27,7 +27,10 @@ class _Strict(BaseModel):
 
 
 class CachedData(_Strict):
-    """Cached tokens of a frozen trunk, from a feature recipe (`radglint.cases`): the fast path."""
+    """Cached tokens of a frozen trunk, from a feature recipe (`radglint.cases`): the fast path.
+
+    It runs on the CPU, and every process holds all tokens of these shards in memory.
+    """
 
     kind: Literal["cases"] = "cases"
     folder: Path  # of the shards
@@ -160,12 +163,16 @@ class TrainConfig(_Strict):
 
 
 def _cached_problems(config: TrainConfig) -> list[str]:
+    nothing = "cached tokens have no trunk and no tower to train; leave it out"
+    on_cpu = "cached tokens are trained on the CPU, and every process holds all of them in memory"
     wrong = {
-        "trunk": config.trunk is not None, "text.trained": config.text.trained,
-        "parallel": config.parallel != "data", "layer_decay": config.layer_decay != 1,
-        "precision": config.precision != "auto",
-    }  # fmt: skip
-    return [f"{key}: cached tokens have no trunk and no tower to train; leave it out" for key in wrong if wrong[key]]
+        "trunk": (config.trunk is not None, nothing),
+        "text.trained": (config.text.trained, nothing),
+        "layer_decay": (config.layer_decay != 1, nothing),
+        "parallel": (config.parallel != "data", f"{on_cpu}: nothing is sharded; leave it out"),
+        "precision": (config.precision != "auto", f"{on_cpu}, in bfloat16 where it multiplies that; leave it out"),
+    }
+    return [f"{key}: {text}" for key, (given, text) in wrong.items() if given]
 
 
 def _pair_problems(config: TrainConfig) -> list[str]:
@@ -175,6 +182,11 @@ def _pair_problems(config: TrainConfig) -> list[str]:
         "patch_dropout": fit.patch_dropout, "evidence_weight": fit.evidence_weight, "in_lungs": fit.in_lungs,
     }  # fmt: skip
     problems = [f"fit.{key}: is for data of kind 'cases'; leave it out" for key, given in cached_only.items() if given]
+    if config.branch.place_field:
+        problems.append(
+            "branch.place_field: the loss of data of kind 'pairs' never reads it; leave it out (recipes/nano_place.py "
+            "fits one on cached tokens, and with --branch gives it to a finished branch)"
+        )
     return problems + (["trunk: is missing, and data of kind 'pairs' needs it"] if config.trunk is None else [])
 
 

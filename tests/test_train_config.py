@@ -58,6 +58,7 @@ def document(recipe: str, **changes: Any) -> dict[str, Any]:
         ("cxr_base", {"data__said": ["maybe"]}, "data.said.0: .*'maybe'"),
         ("cxr_base", {"trunk__trained_blocks": 0}, "trunk: anchor: a frozen trunk needs none"),
         ("cxr_base", {"trunk__anchor": {"form": "gram"}}, "trunk.anchor: blocks: expected some with form 'gram'"),
+        ("cxr_base", {"trunk__anchor": {"source": "x"}}, "trunk.anchor: source: form 'none' has no teacher"),
         ("ct_base", {"trunk__trained_blocks": 2}, "trunk: lora keeps the blocks as they are"),
         ("ct_base", {"ema_decay": 1.0}, "ema_decay: Input should be less than 1, got 1.0"),
     ],

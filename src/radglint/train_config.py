@@ -79,9 +79,10 @@ class LoraConfig(_Strict):
 
 
 class AnchorConfig(_Strict):
-    """Dense Feature Regularization: a trained trunk stays near the frozen one that it started from."""
+    """Dense Feature Regularization: a trained trunk stays near a frozen teacher."""
 
     form: Anchor = "none"
+    source: str | None = None  # folder or hub id of the teacher, loaded as the trunk is; None = the trunk as it starts
     blocks: tuple[PositiveInt, ...] = ()  # whose patch tokens are compared, from 1
     start_weight: NonNegativeFloat = 1.0
     end_weight: NonNegativeFloat = 0.2  # reached by a cosine at the last step
@@ -90,6 +91,8 @@ class AnchorConfig(_Strict):
     def _blocks_named(self) -> AnchorConfig:
         if (self.form == "none") == bool(self.blocks):
             raise ValueError(f"blocks: expected {'none' if self.form == 'none' else 'some'} with form {self.form!r}")
+        if self.form == "none" and self.source is not None:
+            raise ValueError("source: form 'none' has no teacher; leave it out, or set form to 'cosine' or 'gram'")
         return self
 
 

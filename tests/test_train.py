@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
-from radglint.cases import Case
+from radglint.cases import Case, save_cases
 from radglint.encoders.mixer import MixerConfig
 from radglint.gate import GateConfig
 from radglint.model import BranchConfig, GlintBranch
@@ -32,7 +30,6 @@ from radglint.train import (
     batch_order,
     branch_loss,
     evidence_weight_at,
-    fit_branch,
     keep_patches,
     label_pairs,
     learning_rate_factor,
@@ -40,6 +37,12 @@ from radglint.train import (
     shift_channels,
     shown_patches,
 )
+from radglint.train_cached import CachedTask
+from radglint.train_config import CachedData, TextConfig, TrainConfig
+from radglint.train_engine import Trainer
+from radglint.train_log import read_log
+from radglint.train_smoke import write_text_tower
+from radglint.train_towers import Ranks
 
 GRID, EMBED, TEXT = (4, 5), 12, 8
 AIR, HEART = Fact("pneumothorax"), Fact("cardiomegaly")
@@ -87,17 +90,38 @@ def planted(count: int, seed: int) -> list[Case]:
     return cases
 
 
+class PlantedTask(CachedTask):
+    """With sentences embedded by `embed`."""
+
+    def embed(self, sentences: Sequence[str]) -> torch.Tensor:
+        return embed(sentences)
+
+
+def fitted(
+    folder: Path, cases: Sequence[Case], config: BranchConfig = CONFIG, **fit: Any
+) -> tuple[GlintBranch, list[dict[str, Any]]]:
+    """A branch after a run on some cases, in eval mode, and the run's log."""
+    save_cases(folder / "cases" / "train_000", cases)
+    text = TextConfig(source=str(write_text_tower(folder / "text", TEXT)))
+    data = CachedData(folder=folder / "cases", grid_tokens=GRID)
+    run = TrainConfig(name="x", out=folder / "run", data=data, branch=config, text=text, fit=FitConfig(**fit))
+    task = PlantedTask(run, Ranks())
+    trainer = Trainer(run, task, Ranks())
+    trainer.start(resume=False)
+    trainer.run()
+    return task.branch.eval(), read_log(run.out)
+
+
 def auroc(positive: torch.Tensor, negative: torch.Tensor) -> float:
     """Share of pairs in which the positive scores higher."""
     difference = positive[:, None] - negative[None]
     return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
 
 
-def test_a_tiny_branch_learns_to_score_and_to_point_without_masks() -> None:
-    branch = tiny_branch()
+def test_a_tiny_branch_learns_to_score_and_to_point_without_masks(tmp_path: Path) -> None:
     train = [replace(case, coverage=None) for case in planted(96, seed=0)]
-    config = FitConfig(steps=160, batch=32, learning_rate=6e-3, warmup_steps=10, sentences_per_fact=1)
-    history = fit_branch(branch, train, GRID, embed, config)
+    fit = {"steps": 160, "batch": 32, "learning_rate": 6e-3, "warmup_steps": 10, "sentences_per_fact": 1}
+    branch, history = fitted(tmp_path, train, **fit)
     assert history[-1]["align"] < 0.5 * history[0]["align"]
     assert history[-1]["mass_neg"] < history[-1]["mass_pos"]
     unseen = planted(120, seed=1)
@@ -113,20 +137,16 @@ def test_a_tiny_branch_learns_to_score_and_to_point_without_masks() -> None:
         assert np.mean(hits) > 0.8  # by chance 0.1
 
 
-def test_the_same_seed_gives_the_same_branch() -> None:
-    cases = planted(16, seed=3)
+def test_the_same_seed_gives_the_same_branch(tmp_path: Path) -> None:
+    def run(folder: str, seed: int) -> tuple[list[float], torch.Tensor]:
+        branch, history = fitted(tmp_path / folder, planted(16, seed=3), steps=4, batch=8, warmup_steps=1, seed=seed)
+        return [row["loss"] for row in history], torch.cat([p.detach().flatten() for p in branch.parameters()])
 
-    def run(seed: int) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        branch = tiny_branch()
-        history = fit_branch(branch, cases, GRID, embed, FitConfig(steps=4, batch=8, warmup_steps=1, seed=seed))
-        weights = torch.cat([p.detach().flatten() for p in branch.parameters()])
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in history], weights
-
-    (first, weights), (again, same), (_, other) = run(7), run(7), run(8)
+    (first, weights), (again, same), (_, other) = run("a", 7), run("b", 7), run("c", 8)
     assert first == again
     assert torch.equal(weights, same)
     assert not torch.equal(weights, other)
-    assert not torch.equal(weights, torch.cat([p.detach().flatten() for p in tiny_branch().parameters()]))
+    assert not torch.equal(weights, torch.cat([p.detach().flatten() for p in tiny_branch(7).parameters()]))
 
 
 def test_sentences_are_drawn_by_the_seed_alone() -> None:
@@ -239,14 +259,14 @@ def test_undecided_pairs_do_not_enter_the_loss(sparsity: Any, loss: dict[str, An
     assert not torch.allclose(other, gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_only_a_branch_that_is_asked_for_a_bias_has_one() -> None:
+def test_only_a_branch_that_is_asked_for_a_bias_has_one(tmp_path: Path) -> None:
     plain, biased = tiny_branch(), tiny_branch(config=SIGMOID)
     assert biased.state_dict().keys() - plain.state_dict().keys() == {"logit_bias"}
     assert float(biased.logit_scale.detach().exp()) == pytest.approx(10.0)
     assert float(biased.state_dict()["logit_bias"]) == -10.0
     assert float(plain.logit_scale.detach().exp()) == pytest.approx(1 / 0.07)
-    fit = FitConfig(steps=20, batch=8, warmup_steps=0, loss="sigmoid")
-    history = fit_branch(biased, planted(16, seed=2), GRID, embed, fit)
+    fit: dict[str, Any] = {"steps": 20, "batch": 8, "warmup_steps": 0, "loss": "sigmoid"}
+    _, history = fitted(tmp_path, planted(16, seed=2), SIGMOID, **fit)
     assert history[0]["bias"] == -10.0
     assert history[-1]["bias"] > -10.0, "nearly every pair is a negative to begin with: the bias has to rise"
 
@@ -282,29 +302,6 @@ def test_the_budget_is_that_of_the_configuration() -> None:
 
     assert sparsity(0.9) == 0.0
     assert sparsity(0.01) > sparsity(0.1) > 0
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    cases = planted(8, seed=0)
-    broken = [replace(case, tokens=case.tokens * float("nan")) for case in cases]
-    branch = tiny_branch()
-    with pytest.raises(FloatingPointError, match="step 0: the loss is nan; lower the learning rate"):
-        fit_branch(branch, broken, GRID, embed, FitConfig(steps=3, batch=8), tmp_path / "run")
-    assert all(torch.isfinite(p).all() for p in branch.parameters())
-    assert not (tmp_path / "run").exists()
-
-
-def test_log_and_weights_are_written_and_can_be_loaded(tmp_path: Path) -> None:
-    branch = tiny_branch()
-    run = tmp_path / "deep" / "run"
-    history = fit_branch(branch, planted(8, seed=0), GRID, embed, FitConfig(steps=13, batch=8), run)
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert rows == history
-    assert [row["step"] for row in rows] == [0, 10, 12]
-    assert {"seconds", "align", "sparsity", "mass_pos", "mass_neg", "scale"} <= set(rows[0])
-    assert sorted(p.name for p in run.iterdir()) == ["branch.safetensors", "log.jsonl"]
-    tiny_branch(1).load_state_dict(load_file(run / "branch.safetensors"), strict=True)
-    assert not branch.training
 
 
 def test_scores_do_not_depend_on_the_chunk() -> None:
@@ -382,16 +379,14 @@ def test_a_larger_finding_shows_in_more_patches() -> None:
     assert shown_patches(Fact("pleural effusion")) == sizes[0]
 
 
-def test_with_the_evidence_loss_the_map_itself_says_where_nothing_is() -> None:
+def test_with_the_evidence_loss_the_map_itself_says_where_nothing_is(tmp_path: Path) -> None:
     """Trained without masks, the highest map logit alone tells images with the finding from those without."""
     cases, held_out = planted(64, 0), planted(64, 7)
     gate = CONFIG.gate.model_copy(update={"map_content_weight": 8.0})
-    torch.manual_seed(0)
-    branch = GlintBranch(EMBED, TEXT, CONFIG.model_copy(update={"gate": gate}))
-    fit = FitConfig(steps=100, batch=32, warmup_steps=5, learning_rate=5e-3, evidence_weight=1.0, patch_dropout=0.5)
-    fit_branch(branch, cases, GRID, embed, fit)
+    fit = {"steps": 100, "batch": 32, "warmup_steps": 5, "learning_rate": 5e-3, "patch_dropout": 0.5}
+    branch, _ = fitted(tmp_path, cases, CONFIG.model_copy(update={"gate": gate}), evidence_weight=1.0, **fit)
     _, logits = score_cases(branch, held_out, GRID, embed(["There is a pneumothorax."]))
-    highest = logits[0].float().max(dim=-1).values - fit.evidence_offset
+    highest = logits[0].float().max(dim=-1).values - FitConfig().evidence_offset
     there = torch.tensor([AIR in case.facts for case in held_out])
     assert ((highest > 0) == there).float().mean() > 0.85
 

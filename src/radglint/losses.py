@@ -91,13 +91,31 @@ def evidence_loss(
         no = mean over negative (t, b) of mean over the shown[t] highest p of log(1 + exp(e[t,b,p]))
         yes = mean over positive (t, b) of mean over the shown[t] highest p of log(1 + exp(-e[t,b,p]))
     """
+    return evidence_of_rows(evidence_rows(evidence, shown), positives, negatives)
+
+
+def evidence_rows(evidence: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """What `evidence_loss` needs of each pair, so that images may be spread over pieces and processes.
+
+    Args:
+        evidence: `texts batch tokens`, as there.
+        shown: `texts`, as there.
+
+    Returns:
+        `2 texts batch`: the loss of a pair if the sentence does not fit, and if it fits.
+    """
     kept = min(int(shown.max()), evidence.shape[-1])
     highest = evidence.topk(kept, dim=-1).values
     chosen = torch.arange(kept, device=shown.device) < shown.clamp(1, kept)[:, None]
     share = (chosen / chosen.sum(-1, keepdim=True))[:, None]
-    no, yes = ((functional.softplus(sign * highest) * share).sum(-1) for sign in (1, -1))
-    parts = [part[pairs].mean() for part, pairs in ((no, negatives), (yes, positives)) if bool(pairs.any())]
-    return torch.stack(parts).sum() if parts else evidence.sum() * 0
+    return torch.stack([(functional.softplus(sign * highest) * share).sum(-1) for sign in (1, -1)])
+
+
+def evidence_of_rows(rows: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """`evidence_loss` of the whole batch from the `evidence_rows` of all its images."""
+    pairs = zip(rows, (negatives, positives), strict=True)
+    parts = [part[counted].mean() for part, counted in pairs if bool(counted.any())]
+    return torch.stack(parts).sum() if parts else rows.sum() * 0
 
 
 def sigmoid_contrastive_loss(

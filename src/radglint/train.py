@@ -7,12 +7,10 @@ the loss.
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 from radglint.alignment import Alignment
 from radglint.cases import Case
-from radglint.losses import ContrastKind, SparsityKind, contrastive_loss, evidence_loss, sparsity_of_sums
+from radglint.losses import (
+    ContrastKind,
+    SparsityKind,
+    contrastive_loss,
+    evidence_of_rows,
+    evidence_rows,
+    sparsity_of_sums,
+)
 from radglint.losses_local import LocalKind, alike_sentences, local_loss, local_rows
 from radglint.model import GlintBranch
 from radglint.place import Place
@@ -201,125 +206,149 @@ def evidence_weight_at(step: int, config: FitConfig) -> float:
     return config.evidence_weight * min(max(step - config.evidence_from_step, 0) / EVIDENCE_RAMP, 1.0)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a batch is asked, and what its reports answer.
+
+    Attributes:
+        statements: what each sentence says.
+        positives: `texts batch`, bool.
+        negatives: `texts batch`, bool; a pair in neither stays out of the loss.
+        least: `texts`, patches that show it at the least.
+        alike: `texts texts`, bool, for a local loss; see `alike_sentences`.
+    """
+
+    statements: Sequence[Fact]
+    positives: torch.Tensor
+    negatives: torch.Tensor
+    least: torch.Tensor
+    alike: torch.Tensor
+
+
+class Reading(NamedTuple):
+    """What the losses need of some images; no tensor of it has an axis of tokens.
+
+    Attributes:
+        aligned: scores and sums of the gate.
+        rows: `rows batch`, what the evidence loss (`evidence_rows`, both kinds one after the other) or a local loss
+            (`local_rows`) is made of; no row without either.
+    """
+
+    aligned: Alignment
+    rows: torch.Tensor
+
+
+Read = Callable[[range], Reading]
+"""Reads a run of a batch's images."""
+
+
+def read_whole(read: Read, num_images: int) -> Reading:
+    """All images at once; `radglint.train_cached` shares them out instead."""
+    return read(range(num_images))
+
+
 def branch_loss(
     branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], texts: torch.Tensor, statements: Sequence[Fact],
-    config: FitConfig, step: int,
+    config: FitConfig, step: int, share: Callable[[Read, int], Reading] = read_whole,
 ) -> tuple[torch.Tensor, dict[str, float]]:  # fmt: skip
-    """Loss of one batch at one step, and the numbers worth logging."""
-    tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
-    positives, negatives = label_pairs(statements, cases)
-    kept_patches = keep_patches(tokens.shape[2], config.patch_dropout)
-    share = 1.0 if kept_patches is None else len(kept_patches) / tokens.shape[2]
-    shown = torch.tensor([share * shown_patches(s) / config.patches_per_token for s in statements])
-    clear = (shown >= LEAST_SHOWN)[:, None]
-    if kept_patches is not None and bool((positives & clear).any()):
-        positives, negatives = positives & clear, negatives & clear  # a patch or two may be left out: not asked now
-    local = None
-    with native_autocast():
-        if config.evidence_weight:
-            places = [Place(s.concept in config.in_lungs, s.side, s.zone) for s in statements]
-            gated = branch(tokens, grid, texts, config.valid_depth, kept_patches, places)
-            aligned = Alignment(gated.scores, gated.gate.sum(-1), gated.gate.square().sum(-1), gated.gate.shape[-1])
-        elif config.local != "none":
-            inputs = (tokens, grid, texts, config.valid_depth, kept_patches)
-            gated, (aligned, *contents) = None, branch.align_with_contents(*inputs)
-            local = _local_loss(contents, positives, negatives, statements, config)
-        else:
-            gated, aligned = None, branch.align(tokens, grid, texts, config.valid_depth, kept_patches)
-    scale, bias = branch.logit_scale.exp(), branch.logit_bias
-    align = contrastive_loss(config.loss, aligned.scores, positives, negatives, scale, bias)
-    kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
-    sums = (aligned.gate_mass, aligned.gate_squares, aligned.num_tokens)
-    sparsity = sparsity_of_sums(*sums, kept, config.sparsity, config.sparsity_budget)
-    mass = aligned.gate_mass.detach()
-    log = {
-        "align": float(align.detach()),
-        "sparsity": float(sparsity.detach()),
-        "mass_pos": float(mass[positives].mean()),
-        "mass_neg": float(mass[negatives].mean()),
-        "scale": float(scale.detach()),
-    }
-    log |= {} if bias is None else {"bias": float(bias.detach())}
-    loss = align + config.sparsity_weight * sparsity
-    if local is not None:
-        log["local"] = float(local.detach())
-        loss = loss + config.local_weight * local
-    if gated is not None:
-        least = shown.round().clamp_min(1).long()
-        evidence = evidence_loss(gated.map_logits.float() - config.evidence_offset, positives, negatives, least)
-        log["evidence"] = float(evidence.detach())
-        loss = loss + evidence_weight_at(step, config) * evidence
-    return loss, log
-
-
-def _local_loss(
-    contents: Sequence[torch.Tensor], positives: torch.Tensor, negatives: torch.Tensor, statements: Sequence[Fact],
-    config: FitConfig,
-) -> torch.Tensor:  # fmt: skip
-    """The local loss of one batch from the contents of its patches and texts."""
-    alike = alike_sentences([[s.concept] for s in statements])
-    patches, wanted = contents
-    rows = local_rows(config.local, patches, wanted, positives, alike)
-    return local_loss(config.local, rows, positives, negatives, alike)
-
-
-def fit_branch(
-    branch: GlintBranch, cases: Sequence[Case], grid: tuple[int, ...], embed: Embed, config: FitConfig,
-    run: Path | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Train a branch from image-sentence pairs.
+    """Loss of one batch at one step, and the numbers worth logging.
 
     Args:
-        branch: trained in place.
-        cases: training images; a batch needs at least two different reports.
+        branch: that is trained.
+        cases: the batch.
         grid: `(height, width)` of one slice of tokens.
-        embed: sentences to `texts embed`, the frozen text tower.
-        config: steps, batch, rates.
-        run: folder for `log.jsonl` and a checkpoint every 100 steps (`branch.pt` is not written: safetensors only).
-
-    Returns:
-        The log, one record every ten steps.
+        texts: `texts embed`.
+        statements: what each text says.
+        config: losses and their weights.
+        step: from 0.
+        share: reads all images of the batch, given how to read some: on this process or on many, at once or in pieces.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    pool = SentencePool(cases, embed, variants=12, seed=config.seed)
-    trained = [p for p in branch.parameters() if p.requires_grad]
-    decay = [p for p in trained if p.ndim > 1]
-    plain = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    history: list[dict[str, Any]] = []
-    branch.train()
-    start = time.monotonic()
-    for step, batch in zip(range(config.steps), batch_order(cases, config, rng), strict=False):
-        texts, statements = pool.draw(batch, config.sentences_per_fact, rng)
-        loss, log = branch_loss(branch, batch, grid, texts, statements, config, step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {step}: the loss is {float(loss.detach())}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(branch.parameters(), config.gradient_clip)
-        optimizer.step()
-        schedule.step()
-        if step % 10 == 0 or step == config.steps - 1:
-            history.append({"step": step, "seconds": round(time.monotonic() - start, 1)} | log)
-            _write_progress(branch, history, run, step)
-    branch.eval()
-    return history
+    tokens = shift_channels(torch.stack([case.tokens for case in cases]), config.token_shift)
+    kept = keep_patches(tokens.shape[2], config.patch_dropout)
+    asked = _asked(statements, cases, config, None if kept is None else len(kept) / tokens.shape[2])
+
+    def read(images: range) -> Reading:
+        some = slice(images.start, images.stop)
+        inputs = (tokens[some], grid, texts, config.valid_depth, kept)
+        with native_autocast():
+            return _read(branch, inputs, asked, asked.positives[:, some], config)
+
+    aligned, rows = share(read, len(cases))
+    parts = _parts(branch, aligned, rows, asked, config)
+    return _total(parts, config, step), _numbers(branch, aligned, parts, asked)
 
 
-def _write_progress(branch: GlintBranch, history: list[dict[str, Any]], run: Path | None, step: int) -> None:
-    if run is None:
-        return
-    from safetensors.torch import save_file
+def _asked(statements: Sequence[Fact], cases: Sequence[Case], config: FitConfig, left: float | None) -> Asked:
+    """Labels of a batch of whose patches a share is left; None = none was taken out."""
+    positives, negatives = label_pairs(statements, cases)
+    share = 1.0 if left is None else left
+    shown = torch.tensor([share * shown_patches(s) / config.patches_per_token for s in statements])
+    clear = (shown >= LEAST_SHOWN)[:, None]
+    if left is not None and bool((positives & clear).any()):
+        positives, negatives = positives & clear, negatives & clear  # a patch or two may be left out: not asked now
+    alike = alike_sentences([[s.concept] for s in statements]) if config.local != "none" else torch.zeros(0, 0)
+    return Asked(statements, positives, negatives, shown.round().clamp_min(1).long(), alike)
 
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "log.jsonl").open("a") as log:
-        log.write(json.dumps(history[-1]) + "\n")
-    if step % 100 == 0:
-        save_file({k: v.contiguous() for k, v in branch.state_dict().items()}, run / "branch.tmp")
-        (run / "branch.tmp").replace(run / "branch.safetensors")
+
+def _read(
+    branch: GlintBranch, inputs: tuple[Any, ...], asked: Asked, positives: torch.Tensor, config: FitConfig
+) -> Reading:
+    """What the losses need of some images.
+
+    Args:
+        branch: that is trained.
+        inputs: of `GlintBranch.align`.
+        asked: the whole batch.
+        positives: `texts batch`, of these images.
+        config: which losses there are.
+    """
+    if config.evidence_weight:
+        places = [Place(s.concept in config.in_lungs, s.side, s.zone) for s in asked.statements]
+        gated = branch(*inputs, places)
+        sums = (gated.scores, gated.gate.sum(-1), gated.gate.square().sum(-1), gated.gate.shape[-1])
+        rows = evidence_rows(gated.map_logits.float() - config.evidence_offset, asked.least)
+        return Reading(Alignment(*sums), rows.flatten(0, 1))
+    if config.local == "none":
+        aligned = branch.align(*inputs)
+        return Reading(aligned, aligned.scores[:0])
+    aligned, patches, wanted = branch.align_with_contents(*inputs)
+    return Reading(aligned, local_rows(config.local, patches, wanted, positives, asked.alike))
+
+
+def _parts(
+    branch: GlintBranch, aligned: Alignment, rows: torch.Tensor, asked: Asked, config: FitConfig
+) -> dict[str, torch.Tensor]:
+    """The losses of the whole batch by name, not weighted."""
+    positives, negatives, scale = asked.positives, asked.negatives, branch.logit_scale.exp()
+    align = contrastive_loss(config.loss, aligned.scores, positives, negatives, scale, branch.logit_bias)
+    kept = ~negatives if config.sparsity == "negatives" else positives  # undecided pairs are left alone here too
+    sums = (aligned.gate_mass, aligned.gate_squares, aligned.num_tokens)
+    parts = {"align": align, "sparsity": sparsity_of_sums(*sums, kept, config.sparsity, config.sparsity_budget)}
+    if config.local != "none":
+        parts["local"] = local_loss(config.local, rows, positives, negatives, asked.alike)
+    if config.evidence_weight:
+        parts["evidence"] = evidence_of_rows(rows.unflatten(0, (2, -1)), positives, negatives)
+    return parts
+
+
+def _total(parts: Mapping[str, torch.Tensor], config: FitConfig, step: int) -> torch.Tensor:
+    """The weighted sum of the losses."""
+    weights = {
+        "align": 1.0, "sparsity": config.sparsity_weight, "local": config.local_weight,
+        "evidence": evidence_weight_at(step, config),
+    }  # fmt: skip
+    return torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+
+
+def _numbers(
+    branch: GlintBranch, aligned: Alignment, parts: Mapping[str, torch.Tensor], asked: Asked
+) -> dict[str, float]:
+    """What is worth logging."""
+    mass, bias = aligned.gate_mass.detach(), branch.logit_bias
+    log = {name: float(part.detach()) for name, part in parts.items()}
+    log |= {"mass_pos": float(mass[asked.positives].mean()), "mass_neg": float(mass[asked.negatives].mean())}
+    log |= {"scale": float(branch.logit_scale.detach().exp())}
+    return log | ({} if bias is None else {"bias": float(bias.detach())})
 
 
 @torch.inference_mode()

@@ -1,7 +1,10 @@
 """Training one branch on cached tokens of a frozen trunk, through `radglint.train.branch_loss`.
 
-Every process has all cases in memory and encodes its share of each batch; scores are gathered, so that the loss is that
-of the whole batch.
+It computes on the CPU, whatever else the machine has: a branch on cached tokens is small. Every process holds all
+tokens of all training shards in memory, and at the end those of the validation shards too, so several processes on one
+machine need as many times the room. Of each batch a process reads its own share of the images, in pieces if
+`microbatch_images` says so; what the losses need of each image (scores, sums of the gate, evidence) is gathered, so
+that the loss is that of the whole batch. What does not fit into memory is for data of kind "pairs".
 """
 
 from __future__ import annotations
@@ -18,18 +21,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from radglint.alignment import Alignment, align
+from radglint.alignment import Alignment
 from radglint.case_metrics import evaluate_cases, mean_metrics
 from radglint.cases import Case, crop_slices, load_cases
 from radglint.encoders.text import TextEncoder
 from radglint.errors import ConfigError
-from radglint.gate import GatedScores
 from radglint.gather import gather_images
 from radglint.model import GlintBranch
 from radglint.place import Place
 from radglint.recompute import in_pieces
 from radglint.report_pairs import share_of_rank
-from radglint.train import SentencePool, batch_order, branch_loss, native_autocast
+from radglint.train import Read, Reading, SentencePool, batch_order, branch_loss, native_autocast, read_whole
 from radglint.train_config import CachedData, TextConfig, TrainConfig
 from radglint.train_log import GateView
 from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
@@ -78,58 +80,6 @@ def load_bags(data: CachedData, prefix: str) -> list[Case]:
     return bags
 
 
-class SharedBranch:
-    """A branch whose `align` works on this process's share of the images, in pieces, and gathers the results.
-
-    Args:
-        branch: the trained one; everything else is asked of it.
-        ranks: this process among all.
-        piece_images: encoded at a time, or None.
-    """
-
-    def __init__(self, branch: GlintBranch, ranks: Ranks, piece_images: int | None) -> None:
-        self.branch, self.ranks, self.piece_images = branch, ranks, piece_images
-
-    def __getattr__(self, name: str) -> Any:
-        """What is not defined here is the branch's own."""
-        return getattr(self.branch, name)
-
-    def __call__(self, *inputs: Any) -> GatedScores:
-        """The branch with its maps, which the evidence loss reads; on one process and in one piece only.
-
-        Raises:
-            ConfigError: several processes, or a batch in pieces.
-        """
-        if self.ranks.count > 1 or self.piece_images:
-            raise ConfigError("fit.evidence_weight needs one process and no microbatch_images: set it to 0, or these")
-        return self.branch(*inputs)
-
-    def align_with_contents(self, *inputs: Any) -> tuple[Alignment, torch.Tensor, torch.Tensor]:
-        """See `GlintBranch.align_with_contents`; on one process and in one piece only.
-
-        Raises:
-            ConfigError: several processes, or a batch in pieces.
-        """
-        if self.ranks.count > 1 or self.piece_images:
-            raise ConfigError("fit.local needs one process and no microbatch_images on cached tokens: leave it out")
-        return self.branch.align_with_contents(*inputs)
-
-    def align(
-        self,
-        trunk_tokens: torch.Tensor,
-        grid: tuple[int, ...],
-        texts: torch.Tensor,
-        valid: bool = False,
-        kept: torch.Tensor | None = None,
-    ) -> Alignment:
-        """See `GlintBranch.align`; tokens of all images in, scores of all images out."""
-        own = share_of_rank(trunk_tokens, self.ranks.rank, self.ranks.count)
-        mixed = torch.cat(in_pieces(lambda part: self.branch.mixer(part, grid, valid, kept), own, self.piece_images))
-        aligned = align(self.branch.gate, mixed, self.branch.text_adapter(texts))
-        sums = (aligned.scores, aligned.gate_mass, aligned.gate_squares)
-        return Alignment(*map(gather_images, sums), num_tokens=aligned.num_tokens)
-
-
 class CachedTask:
     """See `radglint.train_towers.Task`.
 
@@ -174,9 +124,12 @@ class CachedTask:
                 f"data.grid_tokens: {height} x {width} expected of all cases of {self.data.folder}, which have tokens "
                 f"of shape {sorted(shapes)[:4]}; correct it, or set data.bag_slices so that all have as many slices"
             )
-        least = 2 * self.ranks.count
-        if min(len(self.cases), self.config.fit.batch) < least:
-            raise ConfigError(f"fit.batch: at least {least} images are needed, got {len(self.cases)} cases")
+        least, got = 2 * self.ranks.count, min(len(self.cases), self.config.fit.batch)
+        if got < least:
+            raise ConfigError(
+                f"fit.batch: a step has {got} images, expected at least {least}, two for each process "
+                f"({self.ranks.count}, on the CPU, each with all cases in memory); give more, or start fewer processes"
+            )
 
     @torch.no_grad()
     def embed(self, sentences: Sequence[str]) -> torch.Tensor:
@@ -196,9 +149,18 @@ class CachedTask:
         cases, texts, statements = batch
         if not statements:
             return None
-        shared: Any = SharedBranch(self.branch, self.ranks, self.config.microbatch_images)
-        branch = self.branch if self.is_plain else shared
-        return branch_loss(branch, cases, self.data.grid_tokens, texts, statements, self.config.fit, step)
+        share = read_whole if self.is_plain else self._share
+        return branch_loss(self.branch, cases, self.data.grid_tokens, texts, statements, self.config.fit, step, share)
+
+    def _share(self, read: Read, num_images: int) -> Reading:
+        """This process's images, in pieces that are computed again for the gradient; then those of all."""
+        own = share_of_rank(range(num_images), self.ranks.rank, self.ranks.count)
+        pieces = in_pieces(read, own, self.config.microbatch_images)
+        tables = [torch.cat([a.scores, a.gate_mass, a.gate_squares, rows]) for a, rows in pieces]
+        table, (first, _) = gather_images(torch.cat(tables, dim=1)), pieces[0]
+        count = len(first.scores)
+        scores, mass, squares, rows = table.split([count, count, count, len(table) - 3 * count])
+        return Reading(Alignment(scores, mass, squares, first.num_tokens), rows)
 
     def keep(self, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tokens and sentence embeddings; facts and statements."""

@@ -27,7 +27,10 @@ class _Strict(BaseModel):
 
 
 class CachedData(_Strict):
-    """Cached tokens of a frozen trunk, from a feature recipe (`radglint.cases`): the fast path."""
+    """Cached tokens of a frozen trunk, from a feature recipe (`radglint.cases`): the fast path.
+
+    It runs on the CPU, and every process holds all tokens of these shards in memory.
+    """
 
     kind: Literal["cases"] = "cases"
     folder: Path  # of the shards
@@ -76,9 +79,10 @@ class LoraConfig(_Strict):
 
 
 class AnchorConfig(_Strict):
-    """Dense Feature Regularization: a trained trunk stays near the frozen one that it started from."""
+    """Dense Feature Regularization: a trained trunk stays near a frozen teacher."""
 
     form: Anchor = "none"
+    source: str | None = None  # folder or hub id of the teacher, loaded as the trunk is; None = the trunk as it starts
     blocks: tuple[PositiveInt, ...] = ()  # whose patch tokens are compared, from 1
     start_weight: NonNegativeFloat = 1.0
     end_weight: NonNegativeFloat = 0.2  # reached by a cosine at the last step
@@ -87,6 +91,8 @@ class AnchorConfig(_Strict):
     def _blocks_named(self) -> AnchorConfig:
         if (self.form == "none") == bool(self.blocks):
             raise ValueError(f"blocks: expected {'none' if self.form == 'none' else 'some'} with form {self.form!r}")
+        if self.form == "none" and self.source is not None:
+            raise ValueError("source: form 'none' has no teacher; leave it out, or set form to 'cosine' or 'gram'")
         return self
 
 
@@ -160,12 +166,16 @@ class TrainConfig(_Strict):
 
 
 def _cached_problems(config: TrainConfig) -> list[str]:
+    nothing = "cached tokens have no trunk and no tower to train; leave it out"
+    on_cpu = "cached tokens are trained on the CPU, and every process holds all of them in memory"
     wrong = {
-        "trunk": config.trunk is not None, "text.trained": config.text.trained,
-        "parallel": config.parallel != "data", "layer_decay": config.layer_decay != 1,
-        "precision": config.precision != "auto",
-    }  # fmt: skip
-    return [f"{key}: cached tokens have no trunk and no tower to train; leave it out" for key in wrong if wrong[key]]
+        "trunk": (config.trunk is not None, nothing),
+        "text.trained": (config.text.trained, nothing),
+        "layer_decay": (config.layer_decay != 1, nothing),
+        "parallel": (config.parallel != "data", f"{on_cpu}: nothing is sharded; leave it out"),
+        "precision": (config.precision != "auto", f"{on_cpu}, in bfloat16 where it multiplies that; leave it out"),
+    }
+    return [f"{key}: {text}" for key, (given, text) in wrong.items() if given]
 
 
 def _pair_problems(config: TrainConfig) -> list[str]:
@@ -175,6 +185,11 @@ def _pair_problems(config: TrainConfig) -> list[str]:
         "patch_dropout": fit.patch_dropout, "evidence_weight": fit.evidence_weight, "in_lungs": fit.in_lungs,
     }  # fmt: skip
     problems = [f"fit.{key}: is for data of kind 'cases'; leave it out" for key, given in cached_only.items() if given]
+    if config.branch.place_field:
+        problems.append(
+            "branch.place_field: the loss of data of kind 'pairs' never reads it; leave it out (recipes/nano_place.py "
+            "fits one on cached tokens, and with --branch gives it to a finished branch)"
+        )
     return problems + (["trunk: is missing, and data of kind 'pairs' needs it"] if config.trunk is None else [])
 
 

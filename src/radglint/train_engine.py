@@ -53,6 +53,8 @@ NOT_IDENTITY = frozenset({
     *("tensorboard", "device", "parallel"),
 })  # fmt: skip
 """Keys that may change between a run and its resumption: they do not change the weights."""
+STOPPING = ("loss", "gradient_norm")
+"""Numbers of a step that must be finite."""
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Numbers:
@@ -201,11 +203,25 @@ class Trainer:
         return numbers
 
     def _check(self, step: int, batch: Any, numbers: Numbers) -> None:
-        if all(math.isfinite(numbers[key]) for key in ("loss", "gradient_norm") if key in numbers):
+        """Stop every process if the loss or gradient of any is not finite; each keeps its part of the batch."""
+        broken = self._processes_with(not all(math.isfinite(numbers[k]) for k in STOPPING if k in numbers))
+        if not broken:
             return
-        tensors, facts = self.task.keep(batch)
-        name = "" if self.ranks.count == 1 else f"process_{self.ranks.rank}"
-        raise stop_on_nan(self.config.out / name, step, numbers, tensors, facts)
+        is_alone = self.ranks.count == 1
+        folder = self.config.out / ("" if is_alone else f"process_{self.ranks.rank}")
+        try:
+            error = stop_on_nan(folder, step, numbers, *self.task.keep(batch), () if is_alone else broken)
+        finally:
+            self._wait()  # a launcher kills the others when one process ends: all must have written
+        raise error
+
+    def _processes_with(self, problem: bool) -> list[int]:
+        """Processes that have a problem, the same list on each; every process must ask."""
+        flags = torch.zeros(self.ranks.count, dtype=torch.int64, device=self.ranks.device)
+        flags[self.ranks.rank] = int(problem)
+        if self.ranks.count > 1:
+            distributed.all_reduce(flags)
+        return flags.nonzero().flatten().tolist()
 
     def _add_row(self, row: dict[str, float]) -> None:
         if self.log is not None:

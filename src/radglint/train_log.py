@@ -130,8 +130,9 @@ def _gate_tile(gate: np.ndarray) -> Image.Image:
 
 
 def stop_on_nan(
-    run: Path, step: int, numbers: Mapping[str, float], tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
-) -> TrainingError:
+    run: Path, step: int, numbers: Mapping[str, float], tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any],
+    broken: Sequence[int] = (),
+) -> TrainingError:  # fmt: skip
     """Keep the batch whose loss or gradient is not finite.
 
     Args:
@@ -140,6 +141,7 @@ def stop_on_nan(
         numbers: parts of the loss, gradient norm.
         tensors: what the loss was computed from.
         facts: what they are, as JSON.
+        broken: processes in which it happened, where there are several.
 
     Returns:
         The error to raise.
@@ -153,7 +155,8 @@ def stop_on_nan(
     words = {key: str(value) for key, value in numbers.items()}  # JSON knows no NaN
     write_json(path.with_suffix(".json"), {"step": step, "numbers": words, **facts})
     listed = ", ".join(f"{key} {value}" for key, value in words.items())
+    where = f" in process {', '.join(map(str, broken))}" if broken else ""
     return TrainingError(
-        f"step {step}: loss or gradient is not finite ({listed}); the batch is kept in {path}.safetensors; lower "
-        "fit.learning_rate or look at that batch"
+        f"step {step}: loss or gradient is not finite{where} ({listed}); the batch is kept in {path}.safetensors; "
+        "lower fit.learning_rate or look at that batch"
     )

@@ -7,7 +7,6 @@ sentences -> tower -> adapter, gathered  /
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +44,7 @@ from radglint.simulation.facts import CONCEPTS
 from radglint.train_config import PairData, TrainConfig, TrunkConfig
 from radglint.train_log import GateView
 from radglint.train_state import whole
-from radglint.train_towers import Numbers, Ranks, load_branch, load_text_tower
+from radglint.train_towers import Numbers, Ranks, load_branch, load_teacher, load_text_tower
 from radglint.writing import output_errors, write_json, write_text
 
 TEXTS_AT_ONCE = 64
@@ -93,8 +92,8 @@ class PairTask:
         ranks: this process among all.
 
     Raises:
-        ConfigError: too few pairs, several splits and none named, somebody in training and validation, or a batch that
-            cannot be shared out evenly.
+        ConfigError: too few pairs, several splits and none named, somebody in training and validation, a batch that
+            cannot be shared out evenly, or a teacher whose tokens are not like the trunk's.
         CheckpointError: a tower cannot be loaded.
     """
 
@@ -131,7 +130,7 @@ class PairTask:
         anchor, lora = self.trunk_config.anchor, self.trunk_config.lora
         self.teacher = None
         if anchor.form != "none":
-            self.teacher = copy.deepcopy(self.model.trunk).eval().requires_grad_(False).to(self.ranks.device)
+            self.teacher = load_teacher(self.trunk_config, self.model.trunk).to(self.ranks.device)
         self.regularizer = DenseFeatureRegularizer(anchor.form)
         if lora is not None:
             torch.manual_seed(self.config.fit.seed + 1)

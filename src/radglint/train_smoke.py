@@ -71,6 +71,8 @@ def _use_pairs(values: dict[str, Any], config: TrainConfig, data: PairData, fold
     trunk |= {"source": str(_write_tower(folder / "trunk", _trunk_config(kind))), "allow_download": False}
     trunk["trained_blocks"] = min(trunk["trained_blocks"], 1)
     trunk["anchor"]["blocks"] = [1] if trunk["anchor"]["blocks"] else []
+    if trunk["anchor"]["source"] is not None:
+        trunk["anchor"]["source"] = str(_write_tower(folder / "teacher", _trunk_config(kind)))
 
 
 def _cached_values(data: CachedData, folder: Path) -> dict[str, Any]:

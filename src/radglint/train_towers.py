@@ -1,7 +1,8 @@
-"""What the two ways of training share: the text tower, this process's place among all, and what a task offers."""
+"""What the two ways of training share: towers, this process's place among all, and what a task offers."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from radglint.encoders.backbones import load_backbone
+from radglint.encoders.backbones import image_encoder, load_backbone
 from radglint.encoders.text import TextEncoder
-from radglint.errors import CheckpointError
+from radglint.encoders.video import VideoEncoder
+from radglint.encoders.vit import VitEncoder
+from radglint.errors import CheckpointError, ConfigError
 from radglint.model import GlintBranch
 from radglint.quantize import quantize_in_place
-from radglint.train_config import TextConfig
+from radglint.train_config import TextConfig, TrunkConfig
 from radglint.train_log import GateView
 
 Numbers = dict[str, float]
@@ -87,6 +90,52 @@ def _tokenizer(config: TextConfig) -> Tokenizer:
         raise CheckpointError(
             f"text.source {config.source}: no tokenizer.json ({error}); give a whole folder"
         ) from error
+
+
+def load_teacher(config: TrunkConfig, trunk: VitEncoder | VideoEncoder) -> VitEncoder | VideoEncoder:
+    """The frozen trunk that an anchor holds the trained one to: `anchor.source`, or a copy of the trunk as it is now.
+
+    Args:
+        config: with an anchor.
+        trunk: before any of its weights is trained.
+
+    Raises:
+        CheckpointError: the teacher cannot be loaded.
+        ConfigError: its tokens cannot be compared with the trunk's, patch by patch.
+    """
+    source = config.anchor.source
+    if source is None:
+        teacher = copy.deepcopy(trunk)
+    else:
+        teacher = image_encoder(load_backbone(source, local_files_only=not config.allow_download))
+    _check_teacher(config, trunk, teacher)
+    return teacher.eval().requires_grad_(False)
+
+
+def _check_teacher(config: TrunkConfig, trunk: VitEncoder | VideoEncoder, teacher: VitEncoder | VideoEncoder) -> None:
+    anchor = config.anchor
+    for name, tower in (("trunk.source", trunk), ("trunk.anchor.source", teacher)):
+        if max(anchor.blocks) > tower.num_blocks:
+            raise ConfigError(
+                f"trunk.anchor.blocks: {list(anchor.blocks)} asked of {name}, whose blocks are 1 to {tower.num_blocks}"
+            )
+    if _patches(teacher) != _patches(trunk):
+        raise ConfigError(
+            f"trunk.anchor.source {anchor.source}: has {_patches(teacher)}, expected {_patches(trunk)} as trunk.source "
+            "has: the anchor compares patch by patch; choose a teacher with these patches"
+        )
+    if anchor.form == "cosine" and teacher.embed_dim != trunk.embed_dim:
+        raise ConfigError(
+            f"trunk.anchor.source {anchor.source}: form 'cosine' needs tokens as wide as those of trunk.source, "
+            f"{trunk.embed_dim}, got {teacher.embed_dim}; set form = 'gram', which compares similarities, or choose a "
+            "teacher of that width"
+        )
+
+
+def _patches(tower: VitEncoder | VideoEncoder) -> str:
+    """What decides the grid of tokens of an image, as a message names it."""
+    depth = f"{tower.tubelet} slices" if isinstance(tower, VideoEncoder) else "one slice"
+    return f"patches of {tower.patch_px} px on {depth}"
 
 
 def load_branch(branch: GlintBranch, init: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,18 +387,21 @@ def test_a_run_goes_on_with_its_cache_in_another_place_but_not_without(tmp_path:
 
 def test_pieces_of_images_on_different_grids_of_as_many_patches(tmp_path: Path) -> None:
     """Without a cache too: each keeps the positions of its own grid."""
-    one = frozen_run(tmp_path)
+    one = frozen_run(tmp_path, fit__batch=12, data__val_manifest=None, data__val_split=None)
     mixed_sizes(tmp_path)
     losses = []
     for config in (one, other(one, "plain", cache=None)):
-        for pieces in (None, 2):
-            task = fill(config.model_copy(update={"microbatch_images": pieces}))
-            batch = next(task.batches(0, 1))
+        for size in (None, 2):  # all 12 images: four on each of three grids, so two pieces of each
+            task = fill(config.model_copy(update={"microbatch_images": size}))
+            batch, grids = next(task.batches(0, 1)), Counter[Any]()
+            count = task.branch.mixer.register_forward_pre_hook(
+                lambda _, x, seen=grids: seen.update([x[1]] * len(x[0]))
+            )
             out = task.loss(batch, 0)
+            count.remove()
             assert out is not None
             losses.append(float(out[0].detach()))
-            grids = {shape[:2] for shape in batch.shapes} if batch.cached else set()
-            assert not grids or {(3, 4), (4, 3)} <= grids
+            assert grids == {(3, 4): 4, (4, 3): 4, (4, 4): 4}
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-3)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[2] == pytest.approx(losses[3], rel=1e-5)

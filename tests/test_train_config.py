@@ -59,6 +59,17 @@ def document(recipe: str, **changes: Any) -> dict[str, Any]:
         ("cxr_base", {"data__said": ["maybe"]}, "data.said.0: .*'maybe'"),
         ("cxr_base", {"trunk__trained_blocks": 0}, "trunk: anchor: a frozen trunk needs none"),
         ("cxr_base", {"trunk__anchor": {"form": "gram"}}, "trunk.anchor: blocks: expected some with form 'gram'"),
+        (
+            "cxr_base",
+            {"data__cache": "tokens"},
+            "data.cache: the tokens of a trunk that is trained change at every step;",
+        ),
+        (
+            "ct_base",
+            {"data__cache": "tokens"},
+            r"data.cache: .* freeze the trunk \(trunk.trained_blocks = 0 and no trunk",
+        ),
+        ("cxr_nano", {"data__cache": "tokens"}, "data.cache: unknown key"),
         ("ct_base", {"trunk__trained_blocks": 2}, "trunk: lora keeps the blocks as they are"),
         ("ct_base", {"ema_decay": 1.0}, "ema_decay: Input should be less than 1, got 1.0"),
     ],

@@ -12,6 +12,7 @@ from torch import distributed
 from torch.utils.data import Dataset
 
 from radglint.errors import ConfigError
+from radglint.feature_cache import FeatureCache, TrunkTokens
 from radglint.report_labels import LabelledSentences, draw_sentences
 from radglint.report_pairs import (
     Pair,
@@ -32,13 +33,22 @@ class PairBatch:
 
     Attributes:
         ids: of all pairs of the step.
-        pixels: this process's images, each `depth height width`; sizes may differ.
+        pixels: this process's images, each `depth height width`; sizes may differ; none with a cache.
         sentences: of all pairs of the step.
+        cached: with a cache, what the frozen trunk once made of these images.
     """
 
     ids: tuple[str, ...]
     pixels: tuple[torch.Tensor, ...]
     sentences: LabelledSentences
+    cached: tuple[TrunkTokens, ...] = ()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each image of this process; what has the same one can be stacked."""
+        if self.cached:
+            return [(*image.grid, *image.tokens.shape) for image in self.cached]
+        return [tuple(image.shape) for image in self.pixels]
 
 
 class StepData(Dataset[PairBatch]):
@@ -48,12 +58,16 @@ class StepData(Dataset[PairBatch]):
         pairs: all of them.
         config: of the run.
         ranks: this process among all.
+        cache: where the tokens of all images are; None reads the images.
     """
 
-    def __init__(self, pairs: Sequence[Pair], config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], config: TrainConfig, ranks: Ranks, cache: FeatureCache | None = None
+    ) -> None:
         assert isinstance(config.data, PairData)
         self.pairs, self.data, self.fit = pairs, config.data, config.fit
         self.preprocess, self.rank, self.num_ranks = config.branch.preprocess, ranks.rank, ranks.count
+        self.cache = cache
 
     def __len__(self) -> int:
         """Steps of the run."""
@@ -64,14 +78,17 @@ class StepData(Dataset[PairBatch]):
 
         Raises:
             ImageError: an image cannot be read.
+            TrainingError: its cached tokens cannot.
         """
         chosen = [self.pairs[k] for k in pairs_of_step(len(self.pairs), self.fit.batch, self.fit.seed, step)]
         rng = np.random.default_rng([self.fit.seed, 1, step])
         reports = [pair.report for pair in chosen]
         sentences = draw_sentences(reports, self.data.said, self.data.sentences_per_image, rng)
-        own = share_of_rank(chosen, self.rank, self.num_ranks)
+        own, ids = share_of_rank(chosen, self.rank, self.num_ranks), tuple(pair.id for pair in chosen)
+        if self.cache is not None:
+            return PairBatch(ids, (), sentences, tuple(self.cache.read(pair) for pair in own))
         pixels = tuple(pair_pixels(pair, self.preprocess, self.data.max_slices) for pair in own)
-        return PairBatch(tuple(pair.id for pair in chosen), pixels, sentences)
+        return PairBatch(ids, pixels, sentences)
 
 
 def load_pairs(data: PairData, modality: str) -> list[Pair]:

@@ -61,6 +61,7 @@ class PairData(_Strict):
     duplicate_cosine: float | None = Field(default=None, gt=0, le=1)  # join sentences whose embeddings are this near
     max_slices: PositiveInt | None = None  # a CT with more is thinned evenly to so many
     workers: NonNegativeInt = 2  # processes that read and preprocess images; 0 = none
+    cache: Path | None = None  # folder of a frozen trunk's tokens: each image is encoded once; None = at every step
 
     @checked(mode="after")
     def _some_data(self) -> PairData:
@@ -162,6 +163,16 @@ class TrainConfig(_Strict):
             )
         if problems:
             raise ValueError("; ".join(problems))
+        return self
+
+    @checked(mode="after")
+    def _cache_of_a_frozen_trunk(self) -> TrainConfig:
+        has_cache = isinstance(self.data, PairData) and self.data.cache is not None
+        if has_cache and self.trunk is not None and self.trunk.is_trained:
+            raise ValueError(
+                "data.cache: the tokens of a trunk that is trained change at every step; leave it out, or freeze the "
+                "trunk (trunk.trained_blocks = 0 and no trunk.lora)"
+            )
         return self
 
 

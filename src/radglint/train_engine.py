@@ -105,10 +105,8 @@ class Trainer:
         factors = layer_factors(self.named, task.towers, config.layer_decay)
         self.optimizer = build_optimizer(self.named, factors, config.fit.weight_decay)
         self.average = MovingAverage(self.named, config.ema_decay) if config.ema_decay is not None else None
-        kept = {k: v for k, v in config.model_dump(mode="json").items() if k not in NOT_IDENTITY}
-        self.identity = run_identity(
-            [str(sorted(kept.items())), *(f"{n} {tuple(p.shape)}" for n, p in self.named.items())]
-        )
+        shapes = (f"{name} {tuple(p.shape)}" for name, p in self.named.items())
+        self.identity = run_identity([str(sorted(_identity_values(config).items())), *shapes])
         self.step = 0
 
     def start(self, resume: bool) -> None:
@@ -251,6 +249,14 @@ class Trainer:
     def _wait(self) -> None:
         if self.ranks.count > 1:
             distributed.barrier()
+
+
+def _identity_values(config: TrainConfig) -> dict[str, Any]:
+    """The keys that decide the weights: of a cache of tokens, whether there is one (they are rounded), not where."""
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_IDENTITY}
+    if kept["data"].pop("cache", None) is not None:
+        kept["data"]["cache"] = True
+    return kept
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -44,7 +44,7 @@ SCOPE_THRESHOLD = 0.5  # as that of the model that ships
 NEUTRAL = LogisticMap(slope=1.0, bias=0.0)  # keeps every order; claims nothing
 NOT_STATED = "not stated by whoever trained it"
 AGAIN = "train it to the end with `radglint train CONFIG.toml --resume`"
-_PATHS = frozenset({"out", "init", "folder", "source", "manifests", "shards", "val_manifest"})
+_PATHS = frozenset({"out", "init", "folder", "source", "manifests", "shards", "val_manifest", "cache"})
 
 
 @dataclass(frozen=True)

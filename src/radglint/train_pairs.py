@@ -23,6 +23,7 @@ from radglint.alignment import align
 from radglint.case_metrics import Metrics, mean_metrics, presence_metrics
 from radglint.encoders.backbones import image_encoder, load_backbone
 from radglint.errors import ConfigError
+from radglint.feature_cache import filled_cache
 from radglint.gate import GatedScores
 from radglint.gather import gather_images, gather_texts
 from radglint.lora import add_lora, merged_state
@@ -95,6 +96,7 @@ class PairTask:
         ConfigError: too few pairs, several splits and none named, somebody in training and validation, a batch that
             cannot be shared out evenly, or a teacher whose tokens are not like the trunk's.
         CheckpointError: a tower cannot be loaded.
+        TrainingError, ImageError, OutputError: the cache of tokens cannot be filled, see `radglint.feature_cache`.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
@@ -112,6 +114,7 @@ class PairTask:
         towers: list[nn.Module] = [self.model.trunk, self.model.text]
         self.towers: Sequence[tuple[nn.Module, Sequence[nn.Module]]] = [(t, trunk_blocks(t)) for t in towers]
         self.model.to(ranks.device)
+        self.cache = filled_cache(config, self.model, ranks, [*self.pairs, *self.held_out])
         self.is_sharded = config.parallel == "fsdp2" and ranks.count > 1
         if self.is_sharded:
             self._shard()
@@ -156,8 +159,8 @@ class PairTask:
             self.model.text.eval()
 
     def batches(self, start: int, stop: int) -> Iterator[PairBatch]:
-        """Images and sentences of each step, read ahead by the workers."""
-        data, workers = StepData(self.pairs, self.config, self.ranks), self.data.workers
+        """Images, or their cached tokens, and sentences of each step, read ahead by the workers."""
+        data, workers = StepData(self.pairs, self.config, self.ranks, self.cache), self.data.workers
         return iter(DataLoader(data, batch_size=None, sampler=range(start, stop), num_workers=workers,
                                multiprocessing_context="spawn" if workers else None))  # fmt: skip
 
@@ -168,7 +171,7 @@ class PairTask:
             sentences = join_duplicates(sentences, self._embed_frozen, self.data.duplicate_cosine)
         if not bool(sentences.positives.any()):
             return None
-        texts, (order, encoded) = self._texts(sentences.texts), self._encoded(batch.pixels)
+        texts, (order, encoded) = self._texts(sentences.texts), self._encoded(batch)
         scores, mass, squares = self._scores(encoded, texts, order)
         anchor = torch.stack([anchor * len(tokens) for tokens, anchor in encoded]).sum() / scores.shape[1]
         positives, negatives = sentences.positives.to(scores.device), sentences.negatives.to(scores.device)
@@ -211,13 +214,11 @@ class PairTask:
         rows, _ = gather_texts(torch.cat(embedded), torch.tensor(ids, device=self.ranks.device))
         return self.branch.text_adapter(rows)
 
-    def _encoded(self, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    def _encoded(self, batch: PairBatch) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
         """Mixed tokens and anchor of each piece; and the place of each of this process's images in the pieces."""
-        pieces = equal_pieces(
-            [tuple(image.shape) for image in pixels], self.config.microbatch_images, self.ranks, self.is_sharded
-        )
-        stacks = [torch.stack([pixels[k] for k in piece]).to(self.ranks.device) for piece in pieces]
-        encoded = [self._encode(stacks[0])] if len(stacks) == 1 else self._encode_again(stacks)
+        runs_shards = self.is_sharded and not batch.cached
+        pieces = equal_pieces(batch.shapes, self.config.microbatch_images, self.ranks, runs_shards)
+        encoded = self._encode_trained(batch, pieces) if self.trunk_config.is_trained else self._mix(batch, pieces)
         return torch.tensor([k for piece in pieces for k in piece], device=self.ranks.device).argsort(), encoded
 
     def _scores(
@@ -245,25 +246,31 @@ class PairTask:
             rows.append(local_rows(kind, *self.branch.gate.contents(tokens, texts), held.T, alike))
         return local_loss(kind, gather_images(torch.cat(rows, dim=1)[:, order]), positives, negatives, alike)
 
-    def _encode_again(self, stacks: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Piece by piece, keeping tokens and no graph; a frozen trunk is not run twice."""
-        if self.trunk_config.is_trained:
-            return again(self._encode, stacks)
-        features = [self._frozen_features(stack) for stack in stacks]
-        grids = {tuple(tokens.shape): grid for tokens, grid in features}
-        mixed = again(lambda tokens: self.branch.mixer(tokens, grids[tuple(tokens.shape)]), [t for t, _ in features])
+    def _encode_trained(
+        self, batch: PairBatch, pieces: Sequence[Sequence[int]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        stacks = [self._stack([batch.pixels[k] for k in piece]) for piece in pieces]
+        return [self._encode(stacks[0])] if len(stacks) == 1 else again(self._encode, stacks)
+
+    def _mix(self, batch: PairBatch, pieces: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Behind a frozen trunk, piece by piece, keeping tokens and no graph; the trunk is run once, or not at all."""
+        frozen = [self._frozen_features(batch, piece) for piece in pieces]
+        mix = self.branch.mixer
+        mixed = [mix(*frozen[0])] if len(frozen) == 1 else again(lambda features: mix(*features), frozen)
         return [(tokens, tokens.new_zeros(())) for tokens in mixed]
 
+    def _stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(images)).to(self.ranks.device)
+
     @torch.no_grad()
-    def _frozen_features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
-        features = self.model.branch_features(pixels, self.kind)
+    def _frozen_features(self, batch: PairBatch, piece: Sequence[int]) -> tuple[torch.Tensor, tuple[int, ...]]:
+        if batch.cached:
+            return self._stack([batch.cached[k].tokens for k in piece]), batch.cached[piece[0]].grid
+        features = self.model.branch_features(self._stack([batch.pixels[k] for k in piece]), self.kind)
         return features.tokens, features.grid
 
     def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixed tokens of some images of one size, and the anchor's mean over them."""
-        if not self.trunk_config.is_trained:
-            tokens, grid = self._frozen_features(pixels)
-            return self.branch.mixer(tokens, grid), pixels.new_zeros(())
         features = self.model.branch_features(pixels, self.kind, self.trunk_config.anchor.blocks)
         mixed = self.branch.mixer(features.tokens, features.grid)
         if self.teacher is None:
@@ -282,9 +289,10 @@ class PairTask:
             self.model.trunk = student
 
     def keep(self, batch: PairBatch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """This process's pixels, and the labels; ids and sentences."""
+        """This process's pixels or cached tokens, and the labels; ids and sentences."""
         sentences = batch.sentences
         tensors = {f"pixels.{k}": image for k, image in enumerate(batch.pixels)}
+        tensors |= {f"tokens.{k}": image.tokens for k, image in enumerate(batch.cached)}
         tensors |= {"positives": sentences.positives, "negatives": sentences.negatives}
         return tensors, {"ids": list(batch.ids), "texts": sentences.texts}
 
@@ -301,7 +309,8 @@ class PairTask:
         return [(pair, texts[0]) for pair, texts in first if texts][: self.config.picture_cases]
 
     def _view(self, pair: Pair, text: str) -> GateView:
-        pixels, gated, grid = self._gated(pair, self.model.text.embed([text]))
+        pixels = self._pixels(pair)
+        gated, grid = self._gated(pair, self.model.text.embed([text]), pixels)
         gate = gated.gate[0, 0].float().reshape(-1, *grid).cpu().numpy()
         best = int(gate.max(axis=(1, 2)).argmax())
         return GateView(f"{pair.id}: {text} score {float(gated.scores[0, 0]):.2f}", pixels[best].numpy(), gate[best])
@@ -332,17 +341,25 @@ class PairTask:
             return {}
         self.model.eval()
         texts = self.model.text.embed([f"There is {concept}." for concept in CONCEPTS])
-        scores = torch.cat([self._gated(pair, texts)[1].scores for pair in pairs], dim=1).float().cpu().numpy()
+        scores = torch.cat([self._gated(pair, texts)[0].scores for pair in pairs], dim=1).float().cpu().numpy()
         verdicts = [np.array(presence_verdicts(concept, [pair.report for pair in pairs])) for concept in CONCEPTS]
         self._train_mode()
         rows = zip(CONCEPTS, verdicts, scores, strict=True)
         return {concept: row for concept, verdict, score in rows if (row := presence_metrics(verdict, score))}
 
-    def _gated(self, pair: Pair, texts: torch.Tensor) -> tuple[torch.Tensor, GatedScores, tuple[int, ...]]:
-        """Pixels, scores and token grid of one image."""
-        pixels = pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
+    def _pixels(self, pair: Pair) -> torch.Tensor:
+        return pair_pixels(pair, self.config.branch.preprocess, self.data.max_slices)
+
+    def _gated(
+        self, pair: Pair, texts: torch.Tensor, pixels: torch.Tensor | None = None
+    ) -> tuple[GatedScores, tuple[int, ...]]:
+        """Scores and token grid of one image; its pixels, if they are at hand."""
+        if self.cache is not None:
+            known = self.cache.read(pair)
+            return self.branch(known.tokens[None].to(self.ranks.device), known.grid, texts), known.grid
+        pixels = self._pixels(pair) if pixels is None else pixels
         features = self.model.branch_features(pixels[None].to(self.ranks.device), self.kind)
-        return pixels, self.branch(features.tokens, features.grid, texts), features.grid
+        return self.branch(features.tokens, features.grid, texts), features.grid
 
 
 def gather_sum(value: torch.Tensor) -> torch.Tensor:

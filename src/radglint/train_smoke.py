@@ -63,6 +63,7 @@ def _use_pairs(values: dict[str, Any], config: TrainConfig, data: PairData, fold
     values["data"] |= {"manifests": [str(manifest)] if data.manifests else [], "workers": 0}
     values["data"] |= {"shards": [str(_write_shard(folder, manifest))] if data.shards else []}
     values["data"] |= {"val_manifest": str(held_out) if data.val_manifest is not None else None}
+    values["data"] |= {"cache": str(folder / "cache") if data.cache is not None else None}
     values["branch"]["preprocess"] |= {"patch_px": PATCH_PX} | (
         {"long_side_px": SIDE_PX} if kind == "CXR"
         else {"height_px": SIDE_PX, "width_px": SIDE_PX, "mm_per_px": 6.0, "slice_step_mm": 20.0}

@@ -78,13 +78,12 @@ def simulate(
         raise InputError(f"simulate {kind}: give BASES or --phantom, one of the two")
     if lesions is not None and kind != "ct":
         raise InputError(f"simulate {kind}: --lesions are blended into CT only; leave it out, or use `simulate ct`")
-    paths = [Path(base) for base in bases]
-    source = _source(kind, paths, seed, phantoms, slice_step_mm, _label_maps(kind, paths, labels))
-    if lesions is not None:
-        found = read_real_lesions(
-            Path(lesions), (slice_step_mm, 1.0, 1.0), workers=workers, show_progress=show_progress
-        )  # fmt: skip
-        source = _with_lesions(source, paths, found)
+    paths, grid = [Path(base) for base in bases], (slice_step_mm, 1.0, 1.0)
+    label_maps = _label_maps(kind, paths, labels)
+    real = None if lesions is None else read_real_lesions(Path(lesions), grid, workers, show_progress=show_progress)
+    source = _source(kind, paths, seed, phantoms, slice_step_mm, label_maps)
+    if real is not None:
+        source = _with_lesions(source, paths, real)
     plans = [Plan(f"{kind}_{index:06d}", seed, index) for index in range(count)]
     return write_dataset(source, Path(out), plans, seed, workers=workers, show_progress=show_progress)
 

@@ -89,7 +89,7 @@ class Crop:
     spacing_mm: Spacing
 
 
-def read_real_lesions(folder: Path, to_mm: Spacing, *, workers: int = 1, show_progress: bool = False) -> list[Lesion]:
+def read_real_lesions(folder: Path, to_mm: Spacing, workers: int = 1, *, show_progress: bool = False) -> list[Lesion]:
     """Every usable lesion of a folder, in order of its scans' paths.
 
     Args:

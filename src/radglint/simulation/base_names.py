@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from radglint.archive import extract_zip
-from radglint.dicom_file import is_dicom, open_dicom, text
 from radglint.errors import InputError
 from radglint.reading import list_files, sniff
 
@@ -55,6 +54,8 @@ def _patient_id(path: Path) -> str:
 
 
 def _first_patient_id(files: Sequence[Path]) -> str:
+    from radglint.dicom_file import is_dicom, open_dicom, text  # a second, and most bases are no DICOM
+
     file = next((file for file in files if is_dicom(file)), None)
     if file is None:
         return ""

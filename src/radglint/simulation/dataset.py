@@ -8,6 +8,9 @@
     DIR/cases/NAME.json       the case's line; written last, so a case that has one is complete
     DIR/manifest.jsonl        all lines in order, written at the end
 
+Where real lesions are given, each fact has `lesion`: name, patient and diameter of the real one that was blended in, or
+null for a made one; `simulation.json` names all of them. A split by patient has to look at both `patient` and these.
+
 A run that was stopped goes on where it stopped and ends with the same files as one that was not.
 """
 

@@ -13,8 +13,9 @@ import pytest
 import radglint
 from dicom_files import phantom_hu
 from radglint.datasets import ct_rate, rad_chestct, rexgroundingct
-from radglint.datasets.ct_files import grid_gap_mm, is_written, mask_box, nifti_grid, write_mask, write_volume
+from radglint.datasets.ct_files import is_written, mask_box, nifti_grid, write_mask, write_volume
 from radglint.errors import GeometryError, ImageError, InputError
+from radglint.geometry import grid_gap_mm
 from radglint.manifest import ManifestRow, Phrase
 
 IPL, SPL = "IPL", "SPL"

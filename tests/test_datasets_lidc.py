@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import radglint
 from dicom_files import phantom_hu, write_ct_series, write_radiograph
+from lidc_files import RATINGS, Points, nodule_xml, reader, ring, roi_xml, scan_xml, slices_of
 from radglint.datasets import lidc
 from radglint.datasets.contours import (
     BoxedMask,
@@ -31,7 +30,6 @@ from radglint.errors import InputError
 from radglint.manifest import ManifestRow, Phrase
 
 SHAPE = (16, 20)
-Points = Sequence[tuple[int, int]]
 
 # ------------------------------------------------------------------------------------------------ outlines
 
@@ -141,47 +139,6 @@ def test_the_diameter_is_the_longest_extent_within_one_slice():
 
 # ----------------------------------------------------------------------------------------------------- XML
 
-RATINGS = {"subtlety": 5, "internalStructure": 1, "calcification": 6, "sphericity": 3, "margin": 4, "lobulation": 2,
-           "spiculation": 1, "texture": 5, "malignancy": 3}  # fmt: skip
-
-
-def ring(y0: int, x0: int, y1: int, x1: int) -> list[tuple[int, int]]:
-    """The pixels around the rectangle of rows y0 to y1 - 1 and columns x0 to x1 - 1, in order."""
-    top = [(y0 - 1, x) for x in range(x0 - 1, x1 + 1)]
-    right = [(y, x1) for y in range(y0, y1)]
-    bottom = [(y1, x) for x in range(x1, x0 - 2, -1)]
-    left = [(y, x0 - 1) for y in range(y1 - 1, y0 - 1, -1)]
-    return top + right + bottom + left
-
-
-def roi_xml(z: float, uid: str, points: Points, inclusion: str = "TRUE") -> str:
-    edges = "".join(f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>" for y, x in points)
-    return (
-        f"<roi><imageZposition>{z}</imageZposition><imageSOP_UID>{uid}</imageSOP_UID>"
-        f"<inclusion>{inclusion}</inclusion>{edges}</roi>"
-    )
-
-
-def nodule_xml(name: str, rois: Sequence[str], ratings: dict[str, int] | None = None) -> str:
-    inner = "".join(f"<{key}>{value}</{key}>" for key, value in (ratings or {}).items())
-    block = f"<characteristics>{inner}</characteristics>" if ratings else "<characteristics />"
-    return f"<unblindedReadNodule><noduleID>{name}</noduleID>{block}{''.join(rois)}</unblindedReadNodule>"
-
-
-def scan_xml(series: str, sessions: Sequence[str], *, kind: str = "LidcReadMessage", head: str = "") -> str:
-    bodies = "".join(
-        "<readingSession><annotationVersion>3.12</annotationVersion>"
-        f"<servicingRadiologistID>anonymous</servicingRadiologistID>{session}</readingSession>"
-        for session in sessions
-    )
-    return (
-        f'<?xml version="1.0" encoding="UTF-8"?>{head}<{kind} uid="1.2.3" xmlns="http://www.nih.gov" '
-        'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><ResponseHeader><Version>1.8.1</Version>'
-        f"<StudyInstanceUID>1.2.3.4</StudyInstanceUID><SeriesInstanceUid>{series}</SeriesInstanceUid>"
-        f"<DateService>2005-11-03</DateService></ResponseHeader>{bodies}</{kind}>"
-    )
-
-
 NON_NODULE = (
     "<nonNodule><nonNoduleID>9</nonNoduleID><imageZposition>-30</imageZposition><imageSOP_UID>x</imageSOP_UID>"
     "<locus><xCoord>3</xCoord><yCoord>4</yCoord></locus></nonNodule>"
@@ -251,18 +208,6 @@ def write_scan(root: Path, *, down: bool = False, skip: tuple[int, ...] = (), se
     tags = {"PatientID": PATIENT, "SeriesInstanceUID": series, "StudyInstanceUID": "1.2.3.4"}
     write_ct_series(folder, step=step, skip=skip, **tags)
     return folder
-
-
-def slices_of(folder: Path) -> list[tuple[float, str]]:
-    """Position and SOPInstanceUID, from feet to head."""
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in folder.glob("*.dcm")]
-    return sorted((float(header.ImagePositionPatient[2]), str(header.SOPInstanceUID)) for header in headers)
-
-
-def reader(places: Sequence[tuple[float, str]], rectangles: dict[int, tuple[int, int, int, int]], name: str) -> str:
-    """A nodule as rectangles in slices counted from the feet."""
-    rois = [roi_xml(*places[depth], ring(*rectangle)) for depth, rectangle in rectangles.items()]
-    return nodule_xml(name, rois, RATINGS)
 
 
 def read_mask(path: Path) -> np.ndarray:

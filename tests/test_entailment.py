@@ -135,8 +135,8 @@ def said_in_words(text: str, true: Fact) -> tuple[bool, bool, bool]:
         return any(re.search(rf"\b{re.escape(p)}\b", low) for p in phrases)
 
     sides = {"left": ("left",), "right": ("right",), "bilateral": ("bilateral", "bilaterally", "both")}
-    zones = sentences._ZONE_WORDS, sentences._BOTH_ZONE_WORDS
-    sizes = sentences._SIZE_WORDS, sentences._SPREAD_SIZE_WORDS
+    zones = sentences.ZONE_WORDS, sentences.BOTH_ZONE_WORDS
+    sizes = sentences.SIZE_WORDS, sentences.SPREAD_SIZE_WORDS
     side = true.side is not None and has(sides[true.side])
     zone = true.zone is not None and has(itertools.chain(*(t[true.zone] for t in zones)))
     return side, zone, true.size is not None and has(itertools.chain(*(t[true.size] for t in sizes)))

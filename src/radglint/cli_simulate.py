@@ -35,6 +35,20 @@ def add_command(commands: Any) -> None:
     simulate.add_argument(
         "--slice-step", metavar="MM", type=_millimetres, default=2.5, help="slice step of a CT (default 2.5)"
     )
+    simulate.add_argument(
+        "--labels",
+        metavar="FOLDER",
+        help="take lungs and heart from label maps: NAME.nii.gz for a CT (TotalSegmentator v2 values), NAME.png or "
+        ".nii.gz for a radiograph (1 right lung, 2 left lung, 3 heart); labels.json in FOLDER tells other values, as "
+        '{"left lung": [1], "right lung": [2], "heart": [3], "other": [4]}',
+    )
+    simulate.add_argument(
+        "--lesions",
+        metavar="FOLDER",
+        help="with ct: two of three nodules and masses, where FOLDER has some of the size, are real ones from FOLDER: "
+        "LIDC-IDRI as downloaded (DICOM and XML), or pairs NAME.nii.gz and NAME_mask.nii.gz; never of the base's own "
+        "patient (PatientID, or records.json beside the CT, or its name)",
+    )
     simulate.set_defaults(run=_simulate)
 
 
@@ -53,7 +67,8 @@ def _simulate(args: argparse.Namespace) -> None:
 
     manifest = simulate(
         args.bases[0], args.bases[1:], args.out, count=args.count, seed=args.seed, workers=args.workers,
-        phantoms=args.phantom, slice_step_mm=args.slice_step, show_progress=shown,
+        phantoms=args.phantom, slice_step_mm=args.slice_step, labels=args.labels, lesions=args.lesions,
+        show_progress=shown,
     )  # fmt: skip
     print(f"{args.count} cases: {manifest}")
 
@@ -61,6 +76,8 @@ def _simulate(args: argparse.Namespace) -> None:
 def _simulate_benchmark(args: argparse.Namespace, shown: bool) -> None:
     if len(args.bases) > 1:
         raise InputError(f"--benchmark: expected one folder with its bases, got {len(args.bases)}")
+    if args.labels is not None or args.lesions is not None:
+        raise InputError("--benchmark: takes no --labels or --lesions, its cases are frozen; leave them out")
     from radglint.simulate import build_benchmark
 
     folder = args.bases[0] if args.bases else None

@@ -182,3 +182,16 @@ def lps_to_ras(affine: np.ndarray) -> np.ndarray:
         float64 4x4 with the x and y rows negated.
     """
     return LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
+
+
+def grid_gap_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far two affines place the corners of one volume apart, at most, in mm.
+
+    Args:
+        first: 4x4 from index to mm, in the axis order of `shape`.
+        second: likewise.
+        shape: number of voxels an axis.
+    """
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+    points = np.vstack([corners, np.ones(8)])
+    return float(np.linalg.norm(((np.asarray(first) - np.asarray(second)) @ points)[:3], axis=0).max())

@@ -17,16 +17,20 @@ from radglint.demo_images import chest_ct, mass_ball
 from radglint.errors import InputError
 from radglint.image import MedicalImage
 from radglint.reading import read_image
+from radglint.simulate_lesions import check_owners, read_real_lesions
 from radglint.simulation import sources
 from radglint.simulation.anatomy_ct import LEFT_LUNG, RIGHT_LUNG, find_anatomy
 from radglint.simulation.anatomy_cxr import LungFields, heart_between
+from radglint.simulation.base_names import patient_of_ct
 from radglint.simulation.benchmark import BENCHMARKS, Base, Benchmark, data_name, native_digest, read_benchmark, verify
 from radglint.simulation.case import FilmSource, Kind, Plan, Source, VolumeSource
 from radglint.simulation.ct import CtBase, make_base
 from radglint.simulation.ct_base import canonical_volume
+from radglint.simulation.ct_scene import Lesion
 from radglint.simulation.dataset import write_dataset
 from radglint.simulation.film import Film
 from radglint.simulation.healing import cover_lesions
+from radglint.simulation.label_maps import CT_CODING, CXR_CODING, LabelMaps, read_label_maps
 
 KINDS: tuple[Kind, ...] = ("cxr", "ct", "drr")
 BENCHMARK_STEP_MM, DRR_STEP_MM = 5.0, 2.5
@@ -44,6 +48,8 @@ def simulate(
     workers: int = 1,
     phantoms: int = 0,
     slice_step_mm: float = 2.5,
+    labels: str | None = None,
+    lesions: str | None = None,
     show_progress: bool = False,
 ) -> Path:
     """Make cases from normal scans.
@@ -57,28 +63,60 @@ def simulate(
         workers: processes.
         phantoms: use so many procedural chests instead of scans.
         slice_step_mm: of CT.
+        labels: folder of label maps that give the lungs and hearts of the bases, see `simulation.label_maps`.
+        lesions: folder of real nodules and masses to blend into a CT, see `simulate_lesions`. A base is then known by
+            its patient (`simulation.base_names`), and never gets a lesion of its own.
         show_progress: draw a bar on stderr.
 
     Returns:
         Path of the manifest.
 
     Raises:
-        InputError: no usable base; an image cannot be read; `out` holds another simulation.
+        InputError: no usable base; an image cannot be read; `out` holds another simulation; or see `labels`, `lesions`.
     """
     if bool(bases) == bool(phantoms):
         raise InputError(f"simulate {kind}: give BASES or --phantom, one of the two")
-    source = _source(kind, [Path(base) for base in bases], seed, phantoms, slice_step_mm)
+    if lesions is not None and kind != "ct":
+        raise InputError(f"simulate {kind}: --lesions are blended into CT only; leave it out, or use `simulate ct`")
+    paths, grid = [Path(base) for base in bases], (slice_step_mm, 1.0, 1.0)
+    label_maps = _label_maps(kind, paths, labels)
+    real = None if lesions is None else read_real_lesions(Path(lesions), grid, workers, show_progress=show_progress)
+    source = _source(kind, paths, seed, phantoms, slice_step_mm, label_maps)
+    if real is not None:
+        source = _with_lesions(source, paths, real)
     plans = [Plan(f"{kind}_{index:06d}", seed, index) for index in range(count)]
     return write_dataset(source, Path(out), plans, seed, workers=workers, show_progress=show_progress)
 
 
-def _source(kind: Kind, paths: Sequence[Path], seed: int, phantoms: int, slice_step_mm: float) -> Source:
+def _label_maps(kind: Kind, paths: Sequence[Path], labels: str | None) -> LabelMaps | None:
+    if labels is None:
+        return None
+    if not paths:
+        raise InputError("--labels: a phantom needs no label map; leave it out, or give BASES")
+    if any(path.resolve() == Path(labels).resolve() for path in paths):
+        raise InputError(
+            f"--labels: {labels}: is the folder of the bases too; put the label maps into one of their own"
+        )
+    return read_label_maps(Path(labels), CXR_CODING if kind == "cxr" else CT_CODING)
+
+
+def _with_lesions(source: Source, paths: Sequence[Path], lesions: Sequence[Lesion]) -> VolumeSource:
+    """The bases of `simulate ct` under the names of their patients, with lesions of others."""
+    assert isinstance(source, VolumeSource)
+    patients = [patient_of_ct(path) for path in sources.ct_files(paths)] or source.patients
+    check_owners(lesions, patients)
+    return dataclasses.replace(source, patients=patients, lesions=lesions)
+
+
+def _source(
+    kind: Kind, paths: Sequence[Path], seed: int, phantoms: int, slice_step_mm: float, label_maps: LabelMaps | None
+) -> Source:
     if kind == "cxr" and not phantoms:
-        return sources.radiograph_source(paths)
+        return sources.radiograph_source(paths, label_maps=label_maps)
     if phantoms:
         volumes = sources.phantom_bases(phantoms, seed, slice_step_mm=slice_step_mm)
     else:
-        volumes = sources.ct_source(paths, slice_step_mm=slice_step_mm)
+        volumes = sources.ct_source(paths, slice_step_mm=slice_step_mm, label_maps=label_maps)
     return volumes if kind == "ct" else sources.drr_source(volumes, seed)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from radglint.errors import GeometryError, InputError
-from radglint.geometry import as_affine, shear_deg, spacing_from_affine
+from radglint.geometry import as_affine, grid_gap_mm, shear_deg, spacing_from_affine
 from radglint.image import MedicalImage
 from radglint.mask_nifti import MAX_QFORM_SHEAR_DEG, mask_to_nifti
 from radglint.writing import output_errors, write_nifti
@@ -135,19 +135,6 @@ def is_written(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> bool:
     except InputError:
         return False
     return grid.shape == tuple(shape) and grid_gap_mm(np.asarray(grid.affine), affine, grid.shape) < SAME_GRID_MM
-
-
-def grid_gap_mm(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far two affines place the corners of one volume apart, at most, in mm.
-
-    Args:
-        first: 4x4 from index to mm, in the axis order of `shape`.
-        second: likewise.
-        shape: number of voxels an axis.
-    """
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
-    points = np.vstack([corners, np.ones(8)])
-    return float(np.linalg.norm(((np.asarray(first) - np.asarray(second)) @ points)[:3], axis=0).max())
 
 
 def mask_box(mask: np.ndarray) -> tuple[int, ...]:

@@ -88,11 +88,22 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
         ImageError: a series cannot be read.
     """
     src, out = Path(src), Path(out)
-    series = list(find_series(src))
-    if not series:
+    is_empty = True
+    for one, xml in read_series(src):
+        yield _row(one, _record(one, xml, out))
+        is_empty = False
+    if is_empty:
         raise InputError(f"{src}: no CT series found, expected LIDC-IDRI-NNNN/STUDY/SERIES/*.dcm; give that folder")
+
+
+def read_series(src: Path) -> Iterator[tuple[Series, Path]]:
+    """The CT series below a folder and the XML file with the readings of each.
+
+    Raises:
+        InputError: a series without its XML, or an XML that does not fit its series.
+    """
     apart: dict[str, Path] | None = None
-    for one in series:
+    for one in find_series(src):
         found = _xml_beside(one)
         if found is None:
             apart = xml_by_series(src) if apart is None else apart
@@ -102,7 +113,7 @@ def convert(src: Path, out: Path) -> Iterator[ManifestRow]:
                 f"{one.folder}: no readings of series {one.uid}; expected a LIDC XML file in this folder or elsewhere "
                 f"below {src}; download the collection's annotations"
             )
-        yield _row(one, _record(one, found, out))
+        yield one, found
 
 
 def find_series(src: Path) -> Iterator[Series]:
@@ -164,14 +175,11 @@ def _record(series: Series, xml: Path, out: Path) -> dict[str, Any]:
 
 def _describe(reading: ScanReading, image: MedicalImage, folder: Path) -> dict[str, Any]:
     """Build and write every nodule of a scan."""
-    slices = SlicePlaces(image, reading.path)
     large = [nodule for nodule in reading.nodules if not nodule.is_small]
-    drawn = [(nodule, mask) for nodule in large if (mask := nodule_mask(nodule, slices)) is not None]
-    groups = overlap_groups([mask for _, mask in drawn])
-    nodules = [_consensus([drawn[i] for i in group]) for group in groups]
+    nodules, number_drawn = consensus_nodules(reading, image)
     _, row_mm, column_mm = spacing_from_affine(np.asarray(image.affine))
     entries = []
-    for number, (mask, readers) in enumerate(sorted(nodules, key=lambda item: mask_box_in(item[0])), 1):
+    for number, (mask, readers) in enumerate(nodules, 1):
         whole = np.zeros(image.shape, dtype=bool)
         mask.add_to(whole)
         name = f"nodule_{number:02d}.nii.gz"
@@ -189,10 +197,34 @@ def _describe(reading: ScanReading, image: MedicalImage, folder: Path) -> dict[s
         "size_px": list(image.shape),
         "readers": reading.readers,
         "nodules": entries,
-        "without_voxels": len(large) - len(drawn),
+        "without_voxels": len(large) - number_drawn,
         "small_nodules": len(reading.nodules) - len(large),
         "non_nodules": reading.non_nodules,
     }
+
+
+def consensus_nodules(
+    reading: ScanReading, image: MedicalImage
+) -> tuple[list[tuple[BoxedMask, list[ReaderNodule]]], int]:
+    """The nodules of 3 mm or more of a scan.
+
+    Args:
+        reading: of this scan.
+        image: the scan as `read_image` gives it.
+
+    Returns:
+        Per nodule its consensus mask on the image's grid and what the readers called it, in order of place; and how
+        many readers' nodules of 3 mm or more enclose a voxel.
+
+    Raises:
+        InputError: an outline belongs to no slice of the series.
+    """
+    slices = SlicePlaces(image, reading.path)
+    large = [nodule for nodule in reading.nodules if not nodule.is_small]
+    drawn = [(nodule, mask) for nodule in large if (mask := nodule_mask(nodule, slices)) is not None]
+    groups = overlap_groups([mask for _, mask in drawn])
+    nodules = [_consensus([drawn[i] for i in group]) for group in groups]
+    return sorted(nodules, key=lambda item: mask_box_in(item[0])), len(drawn)
 
 
 def _consensus(drawn: list[tuple[ReaderNodule, BoxedMask]]) -> tuple[BoxedMask, list[ReaderNodule]]:

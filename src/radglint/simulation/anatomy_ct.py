@@ -21,6 +21,7 @@ SIDE_LABELS = {"right": RIGHT_LUNG, "left": LEFT_LUNG}
 
 _AIR_HU = -420.0
 _AIRWAY_HU = -850.0
+_BONE_HU = 180
 _FULL_LUNG_HEIGHT_MM = 235.0
 
 
@@ -69,11 +70,55 @@ def find_anatomy(volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) 
     Raises:
         ImageError: no lungs of at least 150 ml were found.
     """
-    stride = 2 if max(spacing_mm[1:]) < 1.3 else 1
-    coarse_mm = (spacing_mm[0], spacing_mm[1] * stride, spacing_mm[2] * stride)
-    smooth = ndimage.gaussian_filter(volume_hu.astype(np.float32), (0.3, 0.7 * stride, 0.7 * stride))
-    labels, extent = _coarse_labels(smooth[:, ::stride, ::stride], coarse_mm)
+    smooth, coarse_mm, stride = _coarse(volume_hu, spacing_mm)
+    labels, extent = _coarse_labels(smooth, coarse_mm)
     return ChestAnatomy(_refine(labels, stride, volume_hu.shape[1:]), spacing_mm, *extent)
+
+
+def anatomy_of_regions(
+    volume_hu: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    right: np.ndarray,
+    left: np.ndarray,
+    heart: np.ndarray | None,
+) -> ChestAnatomy:
+    """Anatomy of a chest CT whose lungs, and perhaps heart, are known; only the rest is found here.
+
+    Args:
+        volume_hu: float `slices height width`, HU, feet to head, front to back, patient right to left.
+        spacing_mm: step along each axis.
+        right: bool of the same shape, at least one voxel.
+        left: likewise.
+        heart: likewise; found between the lungs if None.
+
+    Raises:
+        ImageError: nothing is denser than -350 HU.
+    """
+    smooth, coarse_mm, stride = _coarse(volume_hu, spacing_mm)
+    body = body_mask(smooth, coarse_mm)
+    labels = np.where(body, BODY, OUTSIDE).astype(np.uint8)
+    airway = _track_airways(smooth, (smooth < _AIR_HU) & body, body, coarse_mm)
+    labels[airway] = AIRWAY
+    extent = _lung_extent(right | left, spacing_mm[0])
+    if heart is None:
+        lungs = labels.copy()
+        lungs[right[:, ::stride, ::stride]], lungs[left[:, ::stride, ::stride]] = RIGHT_LUNG, LEFT_LUNG
+        labels[_heart_mask(smooth, lungs, extent, coarse_mm)] = HEART
+    labels[(labels == BODY) & (smooth > _BONE_HU)] = BONE
+    fine = _refine(labels, stride, volume_hu.shape[1:])
+    for region, label in ((heart, HEART), (right, RIGHT_LUNG), (left, LEFT_LUNG)):
+        if region is not None:
+            fine[region] = label
+    return ChestAnatomy(fine, spacing_mm, *extent)
+
+
+def _coarse(
+    volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, tuple[float, float, float], int]:
+    """A volume smoothed and thinned to pixels of about 2 mm, its spacing, and every how many pixels were kept."""
+    stride = 2 if max(spacing_mm[1:]) < 1.3 else 1
+    smooth = ndimage.gaussian_filter(volume_hu.astype(np.float32), (0.3, 0.7 * stride, 0.7 * stride))
+    return smooth[:, ::stride, ::stride], (spacing_mm[0], spacing_mm[1] * stride, spacing_mm[2] * stride), stride
 
 
 def _coarse_labels(
@@ -90,7 +135,7 @@ def _coarse_labels(
     labels[left & body & ~right] = LEFT_LUNG
     labels[airway] = AIRWAY
     extent = _lung_extent((labels == RIGHT_LUNG) | (labels == LEFT_LUNG), spacing_mm[0])
-    bone = (labels == BODY) & (smooth > 180)
+    bone = (labels == BODY) & (smooth > _BONE_HU)
     labels[_heart_mask(smooth, labels, extent, spacing_mm)] = HEART
     labels[bone & (labels == BODY)] = BONE
     return labels, extent

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from radglint.simulation.ct import CT_CONCEPTS, CtBase, draw_volume_facts, make_slab
+from radglint.simulation.ct_scene import Lesion
 from radglint.simulation.facts import Fact
 from radglint.simulation.film import Film
 from radglint.simulation.radiograph import CONCEPTS, FULL_WEIGHTS, make_image
@@ -66,6 +67,7 @@ class SimulatedCase:
         base: name of the base.
         patient: of the base.
         is_mirrored: whether the base was turned left to right.
+        lesions: the real lesion behind each painted finding, None for a made one; None if there were none to take.
     """
 
     pixels: np.ndarray
@@ -78,6 +80,7 @@ class SimulatedCase:
     base: str
     patient: str
     is_mirrored: bool = False
+    lesions: tuple[Lesion | None, ...] | None = None
 
 
 class Source(Protocol):
@@ -90,6 +93,10 @@ class Source(Protocol):
 
     def describe(self) -> list[dict[str, str]]:
         """Name, patient and a digest of each base, in order."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """What else decides the cases; empty where nothing but the bases does."""
         ...
 
     def make(self, plan: Plan) -> SimulatedCase:
@@ -111,7 +118,15 @@ class FilmSource:
 
     def describe(self) -> list[dict[str, str]]:
         """Name, patient and a digest of each base, in order."""
-        return [{"name": f.name, "patient": f.patient, "digest": _digest(f.picture, 255)} for f in self.films]
+        return [
+            {"name": f.name, "patient": f.patient, "digest": _digest(f.picture, 255)}
+            | _labels_digest(f.labelled, f.lungs.left + 2 * f.lungs.right + 4 * f.lungs.heart)
+            for f in self.films
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def make(self, plan: Plan) -> SimulatedCase:
         """Make one radiograph."""
@@ -143,16 +158,30 @@ class VolumeSource:
         volumes: at least one; the name is that of the base.
         patients: one per volume.
         kind: "ct".
+        lesions: real nodules and masses to blend in, never those of the base's own patient.
     """
 
     volumes: Sequence[CtBase]
     patients: Sequence[str]
     kind: Kind = "ct"
+    lesions: Sequence[Lesion] = ()
 
     def describe(self) -> list[dict[str, str]]:
         """Name, patient and a digest of each base, in order."""
         rows = zip(self.volumes, self.patients, strict=True)
-        return [{"name": v.name, "patient": p, "digest": _digest(v.volume_hu, 0.25)} for v, p in rows]
+        return [
+            {"name": v.name, "patient": p, "digest": _digest(v.volume_hu, 0.25)}
+            | _labels_digest(v.labelled, v.anatomy.labels)
+            for v, p in rows
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """The lesions, if there are any."""
+        rows = [
+            {"name": x.name, "patient": x.patient, "digest": _digest(np.where(x.inside, x.hu, -9999), 0.25)}
+            for x in self.lesions
+        ]
+        return {"lesions": rows} if rows else {}
 
     def make(self, plan: Plan) -> SimulatedCase:
         """Make one volume that covers the lungs."""
@@ -161,7 +190,8 @@ class VolumeSource:
         number = drawn if plan.base is None else plan.base
         base = self.volumes[number]
         made = make_slab(
-            base, body, lung_slices(base), facts=draw_volume_facts(painter), painter=painter, hard=True
+            base, body, lung_slices(base), facts=draw_volume_facts(painter), painter=painter, hard=True,
+            lesions=[lesion for lesion in self.lesions if lesion.patient != self.patients[number]],
         )  # fmt: skip
         spacing = base.anatomy.spacing_mm
         voxel_ml = float(np.prod(spacing)) / 1000
@@ -172,8 +202,9 @@ class VolumeSource:
         pixels = np.rint(made.volume_hu).astype(np.int16)
         report = _report(plan, made.facts, hard, CT_CONCEPTS)
         return SimulatedCase(
-            pixels, spacing, made.facts, made.masks, hard, report, made.distractors, base.name, self.patients[number]
-        )
+            pixels, spacing, made.facts, made.masks, hard, report, made.distractors, base.name, self.patients[number],
+            lesions=made.lesions if self.lesions else None,
+        )  # fmt: skip
 
 
 def lung_slices(base: CtBase) -> int:
@@ -192,3 +223,8 @@ def _report(plan: Plan, facts: Sequence[Fact], hard: Sequence[float], concepts: 
 def _digest(array: np.ndarray, levels: float) -> str:
     """A short digest of a base, so that another file under the same name is noticed."""
     return hashlib.sha256(np.rint(array * levels).astype(np.int32).tobytes()).hexdigest()[:16]
+
+
+def _labels_digest(labelled: Sequence[str], labels: np.ndarray) -> dict[str, str]:
+    """A digest of the anatomy where a label map gave it."""
+    return {"labels": _digest(labels, 1)} if labelled else {}

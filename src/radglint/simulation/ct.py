@@ -65,6 +65,7 @@ class CtBase:
         noise: its noise.
         excluded: bool per slice; slabs never touch these (real disease that has no sentence).
         name: for messages and manifests.
+        labelled: which of "lungs" and "heart" a label map gave; the rest is our own estimate.
     """
 
     volume_hu: np.ndarray
@@ -72,6 +73,7 @@ class CtBase:
     noise: NoiseModel
     excluded: np.ndarray
     name: str = "base"
+    labelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,7 @@ class SimulatedVolume:
         labels: uint8 anatomy labels of the same grid (see `anatomy_ct`), before painting.
         contrasts_hu: mean absolute change inside the mask of each fact.
         distractors: hard distractors that were painted (see `ct_distractors`).
+        lesions: the real lesion behind each fact; None for a made one.
     """
 
     volume_hu: np.ndarray
@@ -93,10 +96,16 @@ class SimulatedVolume:
     labels: np.ndarray
     contrasts_hu: tuple[float, ...] = ()
     distractors: tuple[str, ...] = ()
+    lesions: tuple[Lesion | None, ...] = ()
 
 
 def make_base(
-    volume_hu: np.ndarray, spacing_mm: Spacing, *, excluded: np.ndarray | None = None, name: str = "base"
+    volume_hu: np.ndarray,
+    spacing_mm: Spacing,
+    *,
+    excluded: np.ndarray | None = None,
+    name: str = "base",
+    anatomy: ChestAnatomy | None = None,
 ) -> CtBase:
     """Find the anatomy and the noise of a CT, once, so that many slabs can be cut from it.
 
@@ -105,6 +114,7 @@ def make_base(
         spacing_mm: slice, row and column step.
         excluded: bool per slice, True where real disease must not be shown; a margin is not added here.
         name: for messages.
+        anatomy: of the volume; found if None.
 
     Raises:
         InputError: `excluded` has another length than the volume.
@@ -114,9 +124,9 @@ def make_base(
     left_out = np.zeros(len(volume), bool) if excluded is None else np.asarray(excluded, bool)
     if left_out.shape != (len(volume),):
         raise InputError(f"{name}: excluded needs one value per slice, {len(volume)}, got shape {left_out.shape}")
-    anatomy = find_anatomy(volume, spacing_mm)
-    noise = measure_noise(volume, (anatomy.labels == BODY) | (anatomy.labels == HEART))
-    return CtBase(volume, anatomy, noise, left_out, name)
+    found = anatomy or find_anatomy(volume, spacing_mm)
+    noise = measure_noise(volume, (found.labels == BODY) | (found.labels == HEART))
+    return CtBase(volume, found, noise, left_out, name)
 
 
 def simulate(
@@ -142,36 +152,46 @@ def simulate(
     heights = np.array([anatomy.height_fraction(k) for k in range(len(volume_hu))])
     measured = noise or measure_noise(volume_hu, (anatomy.labels == BODY) | (anatomy.labels == HEART))
     scene = Scene(np.array(volume_hu, np.float32), anatomy.labels, heights, anatomy.spacing_mm, measured, rng)
-    painted, masks, contrasts = _paint_all(scene, facts)
-    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, anatomy.labels, contrasts)
+    return _volume(scene, _paint_all(scene, facts))
 
 
-def _paint_all(
-    scene: Scene, facts: Sequence[Fact]
-) -> tuple[tuple[Fact, ...], tuple[np.ndarray, ...], tuple[float, ...]]:
+@dataclass(eq=False)
+class _Painted:
+    """A fact in the volume: what it changed there, and the real lesion that it is."""
+
+    fact: Fact
+    mask: np.ndarray
+    contrast_hu: float
+    lesion: Lesion | None
+    size_px: int
+
+
+def _volume(scene: Scene, painted: Sequence[_Painted], distractors: tuple[str, ...] = ()) -> SimulatedVolume:
+    """What a scene has become."""
+    return SimulatedVolume(
+        np.clip(scene.hu, -1024, 3071), tuple(p.fact for p in painted), tuple(p.mask for p in painted), scene.labels,
+        tuple(p.contrast_hu for p in painted), distractors, tuple(p.lesion for p in painted),
+    )  # fmt: skip
+
+
+def _paint_all(scene: Scene, facts: Sequence[Fact]) -> list[_Painted]:
     """Paint in an order that makes sense (fluid and air hide what lies under them); cut the hidden parts of masks."""
     unknown = [f.concept for f in facts if f.concept not in PAINTERS]
     if unknown:
         raise InputError(f"cannot simulate {unknown[0]!r} in a CT: expected one of {', '.join(CT_CONCEPTS)}")
-    painted: list[Fact] = []
-    masks: list[np.ndarray] = []
-    sizes: list[int] = []
-    contrasts: list[float] = []
+    painted: list[_Painted] = []
     for fact in sorted(facts, key=lambda f: _ORDER.index(f.concept)):
-        before = scene.hu.copy()
+        before, scene.placed = scene.hu.copy(), None
         mask = PAINTERS[fact.concept](scene, fact)
         change = _change_hu(scene.hu, before, mask)
         if mask is None or change <= _LEAST_CHANGE_HU.get(fact.concept, 70):
             scene.hu[:] = before
             continue
         if fact.concept in {"pleural effusion", "pneumothorax"}:
-            masks = [earlier & ~mask for earlier in masks]
-        painted.append(fact)
-        sizes.append(int(mask.sum()))
-        contrasts.append(change)
-        masks.append(mask)
-    kept = [k for k, mask in enumerate(masks) if mask.sum() >= max(8, 0.4 * sizes[k])]
-    return tuple(painted[k] for k in kept), tuple(masks[k] for k in kept), tuple(contrasts[k] for k in kept)
+            for earlier in painted:
+                earlier.mask = earlier.mask & ~mask
+        painted.append(_Painted(fact, mask, change, scene.placed, int(mask.sum())))
+    return [p for p in painted if p.mask.sum() >= max(8, 0.4 * p.size_px)]
 
 
 def _change_hu(hu: np.ndarray, before: np.ndarray, mask: np.ndarray | None) -> float:
@@ -260,9 +280,9 @@ def make_slab(
     wanted = draw_facts(painter or rng, float(heights.mean()), normal_share=normal_share) if facts is None else facts
     wanted = [f for f in wanted if f.zone is None or f.zone in set(map(zone_of_height, heights))]
     distractors = tuple(add_hard_distractors(scene)) if hard else ()
-    painted, masks, contrasts = _paint_all(scene, wanted)
+    painted = _paint_all(scene, wanted)
     _sharpen(scene.hu, rng)
-    return SimulatedVolume(np.clip(scene.hu, -1024, 3071), painted, masks, labels, contrasts, distractors)
+    return _volume(scene, painted, distractors)
 
 
 def _choose_slices(base: CtBase, rng: np.random.Generator, num_slices: int, with_lung: bool) -> tuple[float, float]:

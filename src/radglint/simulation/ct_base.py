@@ -8,8 +8,11 @@ import numpy as np
 from scipy import ndimage
 
 from radglint.errors import GeometryError
+from radglint.geometry import grid_gap_mm
 from radglint.image import MedicalImage
 from radglint.simulation.ct import CtBase, make_base
+
+_SAME_GRID_MM = 0.1
 
 
 def base_from_image(
@@ -89,15 +92,41 @@ def to_canonical_axes(image: MedicalImage) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         GeometryError: the image has no affine or is too oblique.
     """
+    order, is_flipped = _axes(image)
+    flips = tuple(slice(None, None, -1 if flipped else 1) for flipped in is_flipped)
+    lengths = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)
+    return image.array.transpose(order)[flips], lengths[order]
+
+
+def is_same_grid(image: MedicalImage, other: MedicalImage) -> bool:
+    """Whether two CT have the same voxels in space (corners to 0.1 mm), in whatever order each stores its axes.
+
+    Raises:
+        GeometryError: one has no affine or is too oblique.
+    """
+    (one_shape, one), (two_shape, two) = (_canonical_grid(i) for i in (image, other))
+    return one_shape == two_shape and grid_gap_mm(one, two, one_shape) < _SAME_GRID_MM
+
+
+def _canonical_grid(image: MedicalImage) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a CT after `to_canonical_axes`."""
+    order, is_flipped = _axes(image)
+    affine = np.asarray(image.affine)[:, [*order, 3]].copy()
+    shape = tuple(image.shape[axis] for axis in order)
+    for axis in np.flatnonzero(is_flipped):
+        affine[:, 3] += affine[:, axis] * (shape[axis] - 1)
+        affine[:, axis] *= -1
+    return shape, affine
+
+
+def _axes(image: MedicalImage) -> tuple[np.ndarray, np.ndarray]:
+    """Which array axis runs along slices, rows and columns, and whether it runs the other way."""
     if image.affine is None:
         raise GeometryError(f"{image.path}: a CT needs an affine to be put on the axial grid")
     columns = image.affine[:3, :3]
-    lengths = np.linalg.norm(columns, axis=0)
-    directions = columns / lengths
-    wanted = np.array([[0, 0, 1.0], [0, -1.0, 0], [-1.0, 0, 0]])
-    cosines = wanted @ directions
+    directions = columns / np.linalg.norm(columns, axis=0)
+    cosines = np.array([[0, 0, 1.0], [0, -1.0, 0], [-1.0, 0, 0]]) @ directions
     order = np.abs(cosines).argmax(axis=1)
     if len(set(order.tolist())) != 3 or np.abs(cosines).max(axis=1).min() < 0.94:
         raise GeometryError(f"{image.path}: the slices are too oblique for an axial grid (more than 20 degrees)")
-    flips = tuple(slice(None, None, -1 if cosines[k, order[k]] < 0 else 1) for k in range(3))
-    return image.array.transpose(order)[flips], lengths[order]
+    return order, cosines[np.arange(3), order] < 0

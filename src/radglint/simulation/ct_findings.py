@@ -19,7 +19,8 @@ NODULE_DIAMETER_MM = {"small": (4.5, 9.0), "medium": (9.0, 18.0), "large": (18.0
 """Diameter range of each nodule size."""
 MASS_DIAMETER_MM = {"small": (23.0, 36.0), "medium": (36.0, 46.0), "large": (46.0, 62.0)}
 """Diameter range of each mass size."""
-_REAL_SHARE = 0.67  # of nodules and masses that are real ones, where there are real ones of that size
+REAL_SHARE = 0.67
+"""Share of nodules and masses that are real ones, where there are real ones of that size."""
 _REACH = {"small": 0.6, "medium": 0.85, "large": 1.25}
 
 
@@ -135,11 +136,13 @@ def paint_mass(scene: Scene, fact: Fact) -> np.ndarray | None:
 def _paint_real(scene: Scene, fact: Fact, low_mm: float, high_mm: float) -> np.ndarray | None:
     """A real lesion of a size, in two of three cases if there is one; None leaves it to the made ones."""
     fitting = [x for x in scene.lesions if low_mm <= x.diameter_mm <= high_mm and not x.calcified]
-    if not fitting or scene.rng.random() > _REAL_SHARE:
+    if not fitting or scene.rng.random() > REAL_SHARE:
         return None
     lesion = fitting[int(scene.rng.integers(len(fitting)))]
     centre = _pick_centre(scene, fact, (min(lesion.diameter_mm / 3, 12.0), 200.0))
-    return None if centre is None else paint_lesion(scene, lesion, centre, scene.room(fact.side or "bilateral"))
+    mask = None if centre is None else paint_lesion(scene, lesion, centre, scene.room(fact.side or "bilateral"))
+    scene.placed = lesion if mask is not None else None
+    return mask
 
 
 def _paint_lump(scene: Scene, fact: Fact, diameter_mm: float, texture: str) -> np.ndarray | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -11,6 +13,8 @@ from scipy import ndimage
 from radglint.errors import InputError
 from radglint.simulation.ct_scene import Lesion, Scene, Spacing
 
+CROPS_FILE = "lidc_nodules.npz"
+"""Array file of a folder of crops."""
 _BORDER_MM = 2.0  # of surrounding lung that comes along with a nodule
 _BLUR_MM = 0.8
 
@@ -47,29 +51,45 @@ def make_lesion(
 
 
 def read_lesions(folder: Path, to_mm: Spacing, leave_out: frozenset[str] = frozenset()) -> list[Lesion]:
-    """Lesions of a folder with `records.json` and `lidc_nodules.npz` (keys `<id>/ct`, `<id>/mask`, axes x, y, slice).
+    """Lesions of a folder of crops, with their published diameters.
 
     Args:
-        folder: where they are.
+        folder: where they are, see `read_crops`.
         to_mm: grid of the scans that they go into.
         leave_out: patients not to take.
 
     Raises:
         InputError: a file is missing or a key is not in it.
     """
+    lesions = []
+    for record, hu, outline, spacing in read_crops(folder):
+        if record["patient_id"] not in leave_out:
+            calcified = record["calcification"] in ("Solid", "Laminated")
+            lesion = make_lesion(hu, outline, spacing, to_mm, record["diameter_mm"], calcified)
+            lesions.append(replace(lesion, name=record["id"], patient=record["patient_id"]))
+    return lesions
+
+
+def read_crops(folder: Path) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray, Spacing]]:
+    """Crops of a folder with `records.json` and `lidc_nodules.npz` (keys `<id>/ct`, `<id>/mask`, axes x, y, slice).
+
+    Returns:
+        Per crop its record, HU and outline (bool) as `slices height width`, and its spacing in mm.
+
+    Raises:
+        InputError: a file is missing or a key is not in it.
+    """
     try:
         records = json.loads((folder / "records.json").read_text())
-        with np.load(folder / "lidc_nodules.npz") as arrays:
-            crops = {r["id"]: (arrays[f"{r['id']}/ct"], arrays[f"{r['id']}/mask"]) for r in records}
+        with np.load(folder / CROPS_FILE, allow_pickle=False) as arrays:
+            crops = [(arrays[f"{r['id']}/ct"], arrays[f"{r['id']}/mask"]) for r in records]
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{folder}: no lesions could be read ({error}); give the folder of LIDC crops") from error
-    lesions = []
-    for record in (r for r in records if r["patient_id"] not in leave_out):
-        hu, outline = (part.transpose(2, 1, 0) for part in crops[record["id"]])
-        x, y, z = record["spacing"]
-        calcified = record["calcification"] in ("Solid", "Laminated")
-        lesions.append(make_lesion(hu, outline > 0, (z, y, x), to_mm, record["diameter_mm"], calcified))
-    return lesions
+    return [
+        (record, hu.transpose(2, 1, 0), mask.transpose(2, 1, 0) > 0, (z, y, x))
+        for record, (hu, mask) in zip(records, crops, strict=True)
+        for x, y, z in (record["spacing"],)
+    ]
 
 
 def paint_lesion(scene: Scene, lesion: Lesion, centre: np.ndarray, room: np.ndarray) -> np.ndarray | None:

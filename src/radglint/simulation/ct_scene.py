@@ -36,8 +36,10 @@ class Lesion:
         hu: float32 `slices height width`, HU.
         inside: bool, the outline.
         share: float32 in [0, 1], how much of the scan each voxel replaces: 1 inside, falling off around it.
-        diameter_mm: of the outline, as published.
+        diameter_mm: of the outline, as published or measured.
         calcified: solid or laminated calcification.
+        name: of the lesion, for manifests.
+        patient: whose it is.
     """
 
     hu: np.ndarray
@@ -45,6 +47,8 @@ class Lesion:
     share: np.ndarray
     diameter_mm: float
     calcified: bool
+    name: str = ""
+    patient: str = ""
 
 
 @dataclass(eq=False)
@@ -59,6 +63,7 @@ class Scene:
         noise: noise of the scan.
         rng: source of everything random.
         lesions: real lesions to take instead of made ones, now and then.
+        placed: the real lesion that the last painter put in; None if it made one.
     """
 
     hu: np.ndarray
@@ -68,6 +73,7 @@ class Scene:
     noise: NoiseModel
     rng: np.random.Generator
     lesions: Sequence[Lesion] = ()
+    placed: Lesion | None = None
     _rooms: dict[str, np.ndarray] = field(default_factory=dict)
 
     def lung(self, side: str) -> np.ndarray:

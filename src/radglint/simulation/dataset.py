@@ -8,6 +8,9 @@
     DIR/cases/NAME.json       the case's line; written last, so a case that has one is complete
     DIR/manifest.jsonl        all lines in order, written at the end
 
+Where real lesions are given, each fact has `lesion`: name, patient and diameter of the real one that was blended in, or
+null for a made one; `simulation.json` names all of them. A split by patient has to look at both `patient` and these.
+
 A run that was stopped goes on where it stopped and ends with the same files as one that was not.
 """
 
@@ -60,7 +63,7 @@ def write_dataset(
     """
     settings = {
         "format": FORMAT, "radglint": radglint.__version__, "kind": source.kind, "seed": seed,
-        "bases": source.describe(),
+        "bases": source.describe(), **source.options(),
     }  # fmt: skip
     _open(out, settings)
     todo = [plan for plan in plans if not (out / "cases" / f"{plan.name}.json").is_file()]
@@ -83,10 +86,11 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise OutputError(f"{path}: is damaged ({error}); choose another folder") from error
-    differs = [key for key, value in settings.items() if there.get(key) != value]
+    differs = [key for key in {**settings, **there} if there.get(key) != settings.get(key)]
     if differs:
         key = differs[0]
-        what = "other bases" if key == "bases" else f"{key} {there.get(key)!r}, now it is {settings[key]!r}"
+        lists = {"bases": "other bases or label maps", "lesions": "other real lesions (--lesions), or none"}
+        what = lists.get(key, f"{key} {there.get(key)!r}, now it is {settings.get(key)!r}")
         raise OutputError(f"{out}: holds a simulation with {what}; choose another folder, or empty this one")
 
 
@@ -166,6 +170,7 @@ def _record(source: Source, plan: Plan, case: SimulatedCase, image: str, masks: 
         {
             "concept": fact.concept, "side": fact.side, "zone": fact.zone, "size": fact.size,
             "subtlety": case.subtlety[k] if k < painted else None, "mask": k if k < painted else None,
+            **_lesion(case, k),
         }
         for k, fact in enumerate(case.facts)
     ]  # fmt: skip
@@ -177,6 +182,15 @@ def _record(source: Source, plan: Plan, case: SimulatedCase, image: str, masks: 
         "distractors": list(case.distractors), "masks": masks, "seed": plan.seed, "index": plan.index,
         "version": f"{radglint.__version__}/{FORMAT}",
     }  # fmt: skip
+
+
+def _lesion(case: SimulatedCase, number: int) -> dict[str, Any]:
+    """The real lesion behind a fact (null for a made one), where there were real ones to take."""
+    if case.lesions is None:
+        return {}
+    lesion = case.lesions[number]
+    named = {"name": lesion.name, "patient": lesion.patient, "diameter_mm": lesion.diameter_mm} if lesion else None
+    return {"lesion": named}
 
 
 def _line(path: os.PathLike[str]) -> str:

@@ -29,6 +29,7 @@ class Film:
         patient: the patient, for splits.
         facts: real findings that it shows.
         name: which radiograph of the patient.
+        labelled: which of "lungs" and "heart" a label map gave; the rest is our own estimate.
     """
 
     picture: np.ndarray
@@ -36,6 +37,7 @@ class Film:
     patient: str
     facts: tuple[Fact, ...] = ()
     name: str = ""
+    labelled: tuple[str, ...] = ()
 
     def mirrored(self) -> Film:
         """The mirror image: another body, for which left and right are the picture's as ever."""

@@ -108,7 +108,7 @@ def write_full_report(
     denied = [c for c in absent if c not in doubted]
     body = [*stated, *(f"{_capital(_noun(c, rng, held_out))} cannot be excluded." for c in doubted)]
     body += _normal_lines(denied, rng) + _denials(denied, rng, held_out)
-    body += [_pick(_BESIDE, rng)] if rng.random() < 0.35 else []
+    body += [sentences.pick(_BESIDE, rng)] if rng.random() < 0.35 else []
     order = rng.permutation(len(body))
     impression = _impression(facts, hedged, doubted, rng, held_out)
     return Report(" ".join(body[k] for k in order), impression, tuple(doubted))
@@ -119,9 +119,9 @@ def _fact_sentence(fact: Fact, is_hedged: bool, rng: np.random.Generator, held_o
     phrase = describe(fact, rng, held_out=held_out)
     if is_hedged:
         bare = phrase.removeprefix("a ").removeprefix("an ")
-        template = _pick(_DOUBTFUL_HELD_OUT if held_out else _DOUBTFUL, rng)
+        template = sentences.pick(_DOUBTFUL_HELD_OUT if held_out else _DOUBTFUL, rng)
         return _capital(template.format(bare if template.endswith(" {}.") and "be {}" not in template else phrase))
-    template = _pick(_PRESENT_HELD_OUT if held_out else _PRESENT, rng)
+    template = sentences.pick(_PRESENT_HELD_OUT if held_out else _PRESENT, rng)
     return _agree(_capital(template.format(phrase)), phrase)
 
 
@@ -133,21 +133,21 @@ def describe(fact: Fact, rng: np.random.Generator, *, held_out: bool = False) ->
         rng: source of the choice of words.
         held_out: take the name from `HELD_OUT`.
     """
-    marked = sentences._pick((HELD_OUT if held_out else NAMES)[fact.concept], rng)
+    marked = sentences.pick((HELD_OUT if held_out else NAMES)[fact.concept], rng)
     mark, name = ("~", marked[1:]) if marked.startswith("~") else ("", marked)
-    sized = fact.size and not sentences._SIZED_NAME_WORDS & set(name.split()) and rng.random() < 0.7
-    size = sentences._size_word(fact, rng) if sized else ""
+    sized = fact.size and not sentences.SIZED_NAME_WORDS & set(name.split()) and rng.random() < 0.7
+    size = sentences.say_size(fact, rng) if sized else ""
     size = "" if f"{size} {name}" in _ALL_NAMES else size  # a large "rounded opacity" would be a mass
     if fact.side and not fact.zone and rng.random() < 0.5:
-        return sentences._with_article(mark + sentences._join(size, fact.side, name))
-    place = sentences._place(fact, rng)
-    return sentences._join(sentences._with_article(mark + sentences._join(size, name)), place)
+        return sentences.with_article(mark + sentences.join_words(size, fact.side, name))
+    place = sentences.say_place(fact, rng)
+    return sentences.join_words(sentences.with_article(mark + sentences.join_words(size, name)), place)
 
 
 def _agree(sentence: str, phrase: str) -> str:
     """Plural verbs for plural names."""
     first = phrase.split(" in the ")[0].split(" on the ")[0].split(" at the ")[0].split(" in both ")[0]
-    if first.startswith(("a ", "an ")) or not sentences._plural("~" + first):
+    if first.startswith(("a ", "an ")) or not sentences.is_plural("~" + first):
         return sentence
     return sentence.replace(" is ", " are ").replace("There is", "There are")
 
@@ -155,7 +155,7 @@ def _agree(sentence: str, phrase: str) -> str:
 def _normal_lines(absent: Sequence[str], rng: np.random.Generator) -> list[str]:
     """Normal statements whose findings are all absent."""
     fitting = [lines for concepts, lines in _NORMAL if set(concepts) <= set(absent)]
-    return [_pick(lines, rng) for lines in fitting if rng.random() < 0.45]
+    return [sentences.pick(lines, rng) for lines in fitting if rng.random() < 0.45]
 
 
 def _denials(absent: Sequence[str], rng: np.random.Generator, held_out: bool) -> list[str]:
@@ -167,7 +167,7 @@ def _denials(absent: Sequence[str], rng: np.random.Generator, held_out: bool) ->
             break
         chosen = [str(c) for c in rng.choice(list(absent), count, replace=False)]
         names = " or ".join(_noun(c, rng, held_out) for c in chosen)
-        lines.append(_capital(_pick(_ABSENT_HELD_OUT if held_out else _ABSENT, rng).format(names)))
+        lines.append(_capital(sentences.pick(_ABSENT_HELD_OUT if held_out else _ABSENT, rng).format(names)))
     return lines
 
 
@@ -179,17 +179,13 @@ def _impression(
         return " ".join(_fact_sentence(f, h, rng, held_out) for f, h in zip(facts, hedged, strict=True))
     if doubted:
         return f"{_capital(_noun(doubted[0], rng, held_out))} cannot be excluded."
-    return _pick(_ALL_NORMAL, rng)
+    return sentences.pick(_ALL_NORMAL, rng)
 
 
 def _noun(concept: str, rng: np.random.Generator, held_out: bool) -> str:
     """A name without its mark."""
-    return _pick((HELD_OUT if held_out else NAMES)[concept], rng).removeprefix("~")
+    return sentences.pick((HELD_OUT if held_out else NAMES)[concept], rng).removeprefix("~")
 
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,13 @@ from radglint.pipeline import load
 from radglint.preprocess import CxrPreprocess, preprocess
 from radglint.reading import list_files, read_image, sniff
 from radglint.simulation.anatomy_cxr import LungFields, find_lungs, fit_lung_tokens, heart_between
+from radglint.simulation.base_names import base_name, patients_of
 from radglint.simulation.canvas import resize
 from radglint.simulation.case import FilmSource, VolumeSource
-from radglint.simulation.ct import CtBase
-from radglint.simulation.ct_base import base_from_image
+from radglint.simulation.ct import CtBase, make_base
+from radglint.simulation.ct_base import base_from_image, canonical_volume
 from radglint.simulation.film import FILM_PX, Film, drr_film
+from radglint.simulation.label_maps import LabelMaps
 from radglint.simulation.phantom import make_phantom
 
 MIN_RADIOGRAPHS = 8
@@ -30,31 +31,41 @@ VIEWS = 8
 """Reconstructed radiographs of each CT."""
 
 
-def radiograph_source(folders: Sequence[Path], *, model: str = "nano") -> FilmSource:
+def radiograph_source(
+    folders: Sequence[Path], *, model: str = "nano", label_maps: LabelMaps | None = None
+) -> FilmSource:
     """Normal radiographs; those whose lungs are not found with confidence are left out.
 
     Args:
         folders: searched with their subfolders; a `records.json` (a list of `{"image": path in the folder, "patient":
             id}`) names patients, else each file is a patient of its own.
         model: whose trunk gives the features that lungs are found by.
+        label_maps: give the lungs and hearts in place of the features; then no radiograph is left out, and one is
+            enough.
 
     Raises:
-        InputError: fewer than `MIN_RADIOGRAPHS` images, or none with lungs.
+        InputError: fewer than `MIN_RADIOGRAPHS` images, or none with lungs; or see `label_maps`.
         ImageError: an image cannot be read.
     """
-    found = [entry for folder in folders for entry in _radiographs(folder)]
-    if len(found) < MIN_RADIOGRAPHS:
+    found = [entry for folder in folders for entry in _radiographs(folder, label_maps)]
+    least = MIN_RADIOGRAPHS if label_maps is None else 1
+    if len(found) < least:
         where = ", ".join(map(str, folders))
-        raise InputError(f"{where}: {len(found)} radiographs, but at least {MIN_RADIOGRAPHS} are needed; or --phantom")
-    images = [read_image(path) for path, _ in found]
+        raise InputError(f"{where}: {len(found)} radiographs, but at least {least} are needed; or --phantom")
+    images = [read_image(path) for path, _, _ in found]
     wrong = [image.path for image in images if image.modality != "CXR"]
     if wrong:
         raise InputError(f"{wrong[0]}: is a CT; give radiographs, or use `simulate ct` or `simulate drr`")
     pictures = [film_sized(image.array) for image in images]
-    lungs = lungs_by_features(pictures, model)
+    if label_maps is None:
+        regions = [(field, ()) for field in lungs_by_features(pictures, model)]
+    else:
+        stems = [Path(below).with_suffix("").as_posix() for _, _, below in found]
+        shapes = [(image.shape, picture.shape) for image, picture in zip(images, pictures, strict=True)]
+        regions = [label_maps.fields(stem, *shape) for stem, shape in zip(stems, shapes, strict=True)]
     films = [
-        Film(picture, field, patient, name=path.name)
-        for picture, field, (path, patient) in zip(pictures, lungs, found, strict=True)
+        Film(picture, field, patient, name=path.name, labelled=labelled)
+        for picture, (field, labelled), (path, patient, _) in zip(pictures, regions, found, strict=True)
         if field is not None
     ]
     if not films:
@@ -64,22 +75,14 @@ def radiograph_source(folders: Sequence[Path], *, model: str = "nano") -> FilmSo
     return FilmSource(films)
 
 
-def _radiographs(folder: Path) -> list[tuple[Path, str]]:
-    """Image files of a folder, sorted, with their patients."""
+def _radiographs(folder: Path, label_maps: LabelMaps | None) -> list[tuple[Path, str, str]]:
+    """Image files of a folder, sorted, with their patients and their paths below it; label maps are none of them."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a folder of normal radiographs")
-    patients = _patients(folder / "records.json")
-    files = [path for path in list_files(folder) if _is_image(path)]
-    return [(path, patients.get(path.relative_to(folder).as_posix(), path.stem)) for path in files]
-
-
-def _patients(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        return {record["image"]: str(record["patient"]) for record in json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f'{path}: expected a list of {{"image": ..., "patient": ...}}, got {error!r}') from error
+    patients = patients_of(folder / "records.json")
+    files = [path for path in list_files(folder) if not (label_maps and path.is_relative_to(label_maps.folder))]
+    below = {path: path.relative_to(folder).as_posix() for path in files if _is_image(path)}
+    return [(path, patients.get(name, path.stem), name) for path, name in below.items()]
 
 
 def _is_image(path: Path) -> bool:
@@ -128,21 +131,32 @@ def _features(answerer: Any, picture: np.ndarray) -> np.ndarray:
     return tokens.reshape(*prepared.record.grid_shape[-2:], -1)
 
 
-def ct_source(paths: Sequence[Path], *, slice_step_mm: float = 2.5) -> VolumeSource:
-    """CT volumes on the canonical grid.
+def ct_source(
+    paths: Sequence[Path], *, slice_step_mm: float = 2.5, label_maps: LabelMaps | None = None
+) -> VolumeSource:
+    """CT volumes on the canonical grid; each is a patient of its own, named by its file.
 
     Args:
-        paths: NIfTI files, folders or zips of one DICOM series, or folders of NIfTI files; each volume is a patient.
+        paths: NIfTI files, folders or zips of one DICOM series, or folders of NIfTI files.
         slice_step_mm: slice step of what comes out.
+        label_maps: give the lungs and hearts in place of our own estimate.
 
     Raises:
+        InputError: see `label_maps`; or two bases have one name and so one map.
         ImageError: one cannot be read, is no CT, or shows no lungs.
     """
-    bases = [_ct_base(path, slice_step_mm) for path in _volumes(paths)]
-    return VolumeSource(bases, [base.name for base in bases])
+    files = ct_files(paths)
+    names = [base_name(path) for path in files]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice and label_maps is not None:
+        raise InputError(
+            f"--labels: {names.count(twice[0])} bases are named {twice[0]}; rename them to tell their maps"
+        )
+    bases = [_ct_base(path, slice_step_mm, label_maps) for path in files]
+    return VolumeSource(bases, names)
 
 
-def _volumes(paths: Sequence[Path]) -> list[Path]:
+def ct_files(paths: Sequence[Path]) -> list[Path]:
     """Files and DICOM folders; a folder of NIfTI files stands for all of them."""
     found: list[Path] = []
     for path in paths:
@@ -151,12 +165,15 @@ def _volumes(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _ct_base(path: Path, step_mm: float) -> CtBase:
-    image = read_image(path)
+def _ct_base(path: Path, step_mm: float, label_maps: LabelMaps | None) -> CtBase:
+    image, name = read_image(path), base_name(path)
     if image.modality != "CT":
         raise InputError(f"{path}: is a radiograph; give a chest CT")
-    base = base_from_image(image, step_mm=step_mm)
-    return CtBase(base.volume_hu, base.anatomy, base.noise, base.excluded, path.name.split(".")[0])
+    if label_maps is None:
+        return replace(base_from_image(image, step_mm=step_mm), name=name)
+    volume, _ = canonical_volume(image, step_mm=step_mm)
+    anatomy, labelled = label_maps.anatomy(name, image, volume, step_mm)
+    return replace(make_base(volume, (step_mm, 1.0, 1.0), name=name, anatomy=anatomy), labelled=labelled)
 
 
 def phantom_bases(count: int, seed: int, *, slice_step_mm: float = 2.5, pixel_mm: float = 1.0) -> VolumeSource:
@@ -192,7 +209,8 @@ def drr_source(volumes: VolumeSource, seed: int, *, views: int = VIEWS) -> FilmS
         for view in range(views):
             rng = np.random.default_rng([seed, 8, number, view])
             film = drr_film(volume, patient, (), rng)
-            heart = heart_between(film.lungs.left, film.lungs.right)  # the CT's own heart reaches into the liver
-            lungs = replace(film.lungs, heart=heart)
-            films.append(Film(film.picture, lungs, patient, name=f"{volume.name}_view{view:02d}"))
+            heart = heart_between(film.lungs.left, film.lungs.right)  # the heart found in a CT reaches into the liver
+            lungs = film.lungs if "heart" in volume.labelled else replace(film.lungs, heart=heart)
+            name = f"{volume.name}_view{view:02d}"
+            films.append(Film(film.picture, lungs, patient, name=name, labelled=volume.labelled))
     return FilmSource(films, "drr")

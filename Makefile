@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 # Test processes at a time; `make test JOBS=0` runs all in one.
-JOBS   ?= 2
+JOBS   ?= 3
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -37,7 +37,7 @@ viewer: setup ## NiiVue for the page of `radglint serve`, from npm, once
 	@$(BIN)/python scripts/vendor_niivue.py
 
 test: programs setup viewer ## all tests, offline, with coverage of src (at least 90 %)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(ARGS)
 
 lint: setup ## ruff, pyright, import-linter
 	$(BIN)/ruff check .

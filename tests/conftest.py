@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# One thread in every process, before any library starts its own: two test processes share two cores, and what several
+# One thread in every process, before any library starts its own: several test processes share two cores, and what several
 # processes compute is compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,7 +24,19 @@ settings.register_profile("dev", deadline=None, max_examples=25, suppress_health
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, max_examples=60)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
+# Files that take minutes begin first, so that none of them is left alone at the end (`make test` keeps this order).
+LONGEST_FIRST = (
+    "test_train_engine", "test_nano", "test_pacs_killed", "test_server_monai", "test_batch_ray", "test_simulate",
+    "test_feature_cache", "test_server_lives", "test_viewer_rare", "test_evaluation_suite",
+)  # fmt: skip
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # for code in subprocesses too, where the guard below does not reach
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first."""
+    order = {name: k for k, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,9 @@ class OneFinding:
     def describe(self) -> list[dict[str, str]]:
         return [{"name": "b.png"}]
 
+    def options(self) -> dict[str, Any]:
+        return {}
+
     def make(self, plan: Plan) -> SimulatedCase:
         mask = np.zeros((40, 60), bool)
         mask[3:9, 4:8] = True

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# One thread in every process, before any library starts its own: several test processes share two cores, and what several
+# One thread in every process, before any library starts its own: test processes share two cores, and what several
 # processes compute is compared to the last bit.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

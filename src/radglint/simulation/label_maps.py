@@ -248,9 +248,12 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         nifti: Any = nibabel.load(path)  # pyright: ignore[reportPrivateImportUsage]
         values = np.asanyarray(nifti.dataobj)
     except Exception as error:  # whatever a decoder raises on a damaged file
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: the label map cannot be read ({reason}); write it again") from error
+        raise _unreadable(path, error) from error
     return _whole(values.transpose(), path), np.asarray(nifti.affine)[:, [2, 1, 0, 3]]
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: the label map cannot be read ({' '.join(str(error).split())[:120]}); write it again")
 
 
 def _one_slice(values: np.ndarray, path: Path) -> np.ndarray:
@@ -268,8 +271,7 @@ def _read_png(path: Path) -> np.ndarray:
         with Image.open(path, formats=("PNG",)) as picture:
             mode, values = picture.mode, np.asarray(picture)
     except Exception as error:  # whatever a decoder raises on a damaged file
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: the label map cannot be read ({reason}); write it again") from error
+        raise _unreadable(path, error) from error
     if values.ndim != 2:
         raise InputError(f"{path}: a colour picture ({mode}), expected one value a pixel; write grey or palette values")
     return _whole(values, path)

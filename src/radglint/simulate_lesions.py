@@ -14,6 +14,9 @@ A lesion's diameter is that of the ball of its volume, which is how made ones ar
 slice is about half as long again). Lesions of `LEAST_MM` to `MOST_MM` that are not calcified (at most a tenth of the
 voxels above 250 HU) are taken. A nodule or mass is a real one in `simulation.ct_findings.REAL_SHARE` of the cases if
 there is one whose diameter is in the range of the size that the sentence says.
+
+A case's `group` in the manifest stays the patient of its base; whose lesion was blended in is `facts[].lesion.patient`.
+To keep patients apart, split by both.
 """
 
 from __future__ import annotations

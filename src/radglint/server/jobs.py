@@ -194,7 +194,6 @@ class Dispatcher:
         """The model process is gone: count against what it was at, and start another."""
         ended = self._tasks.clear()
         log.error("the model process ended (code %s) with %d tasks; starting it again", code, len(ended))
-        self.metrics.restarts.inc()
         self.is_ready = False
         begun = [work for work in ended if work.started_s is not None]
         studies = [work.task["study"] for work in begun if work.task["kind"] == "prepare"]
@@ -206,6 +205,7 @@ class Dispatcher:
             work.refuse("the model process had to be started again; ask again in a minute")
         self._restart_at_s = time.monotonic() + self._backoff_s
         self._backoff_s = min(60.0, 2 * self._backoff_s)
+        self.metrics.restarts.inc()  # last: whoever sees the count finds nothing in work any more
 
     def _tick(self) -> None:
         now = time.monotonic()

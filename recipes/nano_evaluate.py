@@ -3,7 +3,7 @@
 Command: python recipes/nano_evaluate.py ../shared/data [--model src/radglint/weights/nano] [--out runs/real.json]
 Time:    about 6 minutes on 2 cores.
 Prints:  AUROC on held-out NIH patients, all and by view; how much of "consolidation" lies in radiologists' boxes of
-         diseased lungs; peak, Dice and probability on lesions of real CT.
+         diseased lungs; peak, Dice, probability and marks elsewhere on lesions of real CT, outlined or boxed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ ABSENT = {
     "lidc_0314": ("pneumothorax", "left pleural effusion", "right pleural effusion"),
     "fourd_lung_113": ("pneumothorax",),
 }
+OF_TRAINING_PATIENTS = (  # whose other slices were trained on
+    ("fourd_lung_113", "enlarged lymph node", "mask_ln_c40.nii.gz"),
+    ("lungdx_a0001", "lung mass", "tumour_boxes.json"),
+)
 
 
 def auroc(positive: np.ndarray, scores: np.ndarray) -> float | None:
@@ -79,13 +83,15 @@ def evaluate_radiographs(pipe: radglint.Pipeline, folder: Path) -> dict[str, dic
         query = NIH_CONCEPTS[label]
         positive = np.array([label in r["labels"] for r in records])
         usable = positive | ~np.array([any(NIH_CONCEPTS.get(x) == query for x in r["labels"]) for r in records])
-        by_view = {
-            v: auroc(positive[usable & (views == v)], scores[query][usable & (views == v)]) for v in ("PA", "AP")
-        }
+        by_view = {}
+        for view in ("PA", "AP"):
+            of_view = positive[usable & (views == view)], scores[query][usable & (views == view)]
+            by_view[f"auroc_{view.lower()}"] = auroc(*of_view)
+            by_view[f"interval_{view.lower()}"] = auroc_interval(*of_view, patients[usable & (views == view)])
         rows[label] = {"query": query, "n": int(positive.sum()),
                        "auroc": auroc(positive[usable], scores[query][usable]),
                        "interval": auroc_interval(positive[usable], scores[query][usable], patients[usable]),
-                       "auroc_pa": by_view["PA"], "auroc_ap": by_view["AP"],
+                       **by_view,
                        "sensitivity": share(decided[query][positive & judged]),
                        "false_alarms_on_normal": share(decided[query][healthy & judged])}  # fmt: skip
     rows["images"] = {"n": len(records), "normal": int(healthy.sum()), "judged": int(judged.sum())}
@@ -134,20 +140,38 @@ def evaluate_lung_boxes(pipe: radglint.Pipeline, folder: Path) -> dict:
             "side_asked": len(sides), "peak_on_that_side": round(float(np.mean(sides)), 3)}  # fmt: skip
 
 
-def evaluate_lesion(pipe: radglint.Pipeline, folder: Path, query: str, mask: str, absent: tuple[str, ...]) -> dict:
-    """Peak and overlap with the radiologists' outline, and what is said of things that are not there."""
+def lesion_mask(image: radglint.MedicalImage, path: Path) -> np.ndarray:
+    """An outline (NIfTI), or boxes (JSON, slice by slice) filled, on the CT's own grid."""
+    if path.suffix != ".json":
+        return np.asarray(nib.load(path).dataobj).transpose(2, 1, 0) > 0
+    mask = np.zeros(image.shape, bool)
+    for box in json.loads(path.read_text())["boxes"]:
+        if box["series"] == "ct.nii.gz":
+            lower, upper = (np.round(box[f"out_box_ijk_{end}"]).astype(int) for end in ("min", "max"))
+            mask[lower[2] : upper[2] + 1, lower[1] : upper[1] + 1, lower[0] : upper[0] + 1] = True
+    return mask
+
+
+def evaluate_lesion(
+    pipe: radglint.Pipeline, folder: Path, query: str, truth_file: str, absent: tuple[str, ...]
+) -> dict:
+    """Peak, overlap and marks elsewhere against the radiologists' outline or boxes; what is said of absent things."""
     image = radglint.read_image(folder / "ct.nii.gz")
-    truth = np.asarray(nib.load(folder / mask).dataobj).transpose(2, 1, 0) > 0
+    truth = lesion_mask(image, folder / truth_file)
     finding, *others = pipe.ask(image, [query, *absent])
+    if not finding.in_scope:
+        return {"query": query, "out_of_scope": True}
     volume = finding.probability_map()
     inside = np.unravel_index(np.nanargmax(volume), volume.shape)
     marked = finding.mask()
     best = max((dice(volume >= t, truth), t) for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99))
+    voxel_ml = abs(np.linalg.det(image.affine)) / 1000
     return {
         "query": query, "probability": round(finding.probability, 3), "peak_inside": bool(truth[inside]),
         "dice": round(dice(marked, truth), 3), "best_dice": round(best[0], 3), "best_threshold": best[1],
         "mask_ml": round(float(finding.volume_ml or 0), 1),
-        "truth_ml": round(float(truth.sum() * abs(np.linalg.det(image.affine)) / 1000), 1),
+        "marked_elsewhere_ml": round(float((marked & ~truth).sum() * voxel_ml), 1),
+        "truth_ml": round(float(truth.sum() * voxel_ml), 1), "truth": truth_file,
         "absent": {o.query: round(o.probability, 3) for o in others},
     }  # fmt: skip
 
@@ -168,9 +192,11 @@ def main() -> None:
     pipe = radglint.load(args.model)
     result: dict[str, dict] = {}
     if args.only != "CXR":
-        for name, (query, mask) in LESIONS.items():
-            result[name] = evaluate_lesion(pipe, args.data / "ct_chest" / name, query, mask, ABSENT[name])
-            print(name, json.dumps(result[name]), flush=True)
+        asked = [(name, *lesion, ABSENT[name]) for name, lesion in LESIONS.items()]
+        for name, query, truth, absent in asked + [(*more, ()) for more in OF_TRAINING_PATIENTS]:
+            row = evaluate_lesion(pipe, args.data / "ct_chest" / name, query, truth, absent)
+            result[f"{name} {query}"] = row
+            print(name, json.dumps(row), flush=True)
     if args.only != "CT":
         result["nih"] = evaluate_radiographs(pipe, args.data / "nih_cxr")
         for label, row in result["nih"].items():

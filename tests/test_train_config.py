@@ -36,6 +36,13 @@ def document(recipe: str, **changes: Any) -> dict[str, Any]:
         ("cxr_nano", {"fit__batch": -1}, "x.toml: fit.batch: Input should be greater than 0, got -1"),
         ("cxr_nano", {"data__kind": "folder"}, "x.toml: data: .*'cases', 'pairs'"),
         ("cxr_nano", {"data__context_slices": 1}, "data: context_slices needs bag_slices"),
+        (
+            "ct_nano",
+            {"branch__mixer__depth_kernel": 1},
+            "data.context_slices: expected 0 for a branch whose mixer reaches 0 slices to either side, got 1",
+        ),
+        ("ct_nano", {"data__context_slices": 2}, "data.context_slices: expected 1 for a branch whose .*, got 2"),
+        ("ct_nano", {"fit__valid_depth": False}, "expected 0 for a branch without fit.valid_depth, got 1"),
         ("cxr_nano", {"layer_decay": 0.5}, "layer_decay: cached tokens have no trunk"),
         ("cxr_nano", {"text__trained": True}, "text.trained: cached tokens have no trunk"),
         (

@@ -186,7 +186,17 @@ def _cached_problems(config: TrainConfig) -> list[str]:
         "parallel": (config.parallel != "data", f"{on_cpu}: nothing is sharded; leave it out"),
         "precision": (config.precision != "auto", f"{on_cpu}, in bfloat16 where it multiplies that; leave it out"),
     }
-    return [f"{key}: {text}" for key, (given, text) in wrong.items() if given]
+    return [f"{key}: {text}" for key, (given, text) in wrong.items() if given] + _context_problems(config)
+
+
+def _context_problems(config: TrainConfig) -> list[str]:
+    """Neighbours that the mixer does not use up would be taken for slices of the bag, with facts of their own."""
+    data, reach = config.data, config.branch.mixer.reach
+    needed = reach if config.fit.valid_depth else 0
+    if not isinstance(data, CachedData) or data.bag_slices is None or data.context_slices == needed:
+        return []
+    how = f"whose mixer reaches {reach} slices to either side" if config.fit.valid_depth else "without fit.valid_depth"
+    return [f"data.context_slices: expected {needed} for a branch {how}, got {data.context_slices}"]
 
 
 def _pair_problems(config: TrainConfig) -> list[str]:

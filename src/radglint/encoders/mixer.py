@@ -27,6 +27,16 @@ class MixerConfig(BaseModel):
     attention: bool = True  # inside a slice; the trunk has had nine blocks of it, so a volume can do without
     dropout: float = 0.1  # on the incoming tokens only: attention without dropout keeps the fused kernel
 
+    @property
+    def mixing_layers(self) -> int:
+        """How many layers look at neighbouring slices."""
+        return 0 if self.depth_kernel == 1 else min(self.depth_layers or self.num_layers, self.num_layers)
+
+    @property
+    def reach(self) -> int:
+        """How many slices on either side decide what comes out for one."""
+        return self.mixing_layers * (self.depth_kernel // 2)
+
 
 def position_code(height: int, width: int, num_frequencies: int, device: torch.device) -> torch.Tensor:
     """Sine and cosine of the relative position in the grid, so that other grid sizes interpolate.
@@ -91,8 +101,7 @@ class TokenMixer(nn.Module):
         self.enter = nn.Linear(embed_dim, width)
         self.drop = nn.Dropout(config.dropout)
         self.position = nn.Linear(4 * self.NUM_FREQUENCIES, width)
-        mixing = 0 if config.depth_kernel == 1 else min(config.depth_layers or config.num_layers, config.num_layers)
-        self.reach = mixing * (config.depth_kernel // 2)
+        mixing, self.reach = config.mixing_layers, config.reach
         self.depth_mixes = nn.ModuleList(
             DepthMix(width, config.depth_kernel) if k < mixing else nn.Identity() for k in range(config.num_layers)
         )

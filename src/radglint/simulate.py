@@ -103,9 +103,7 @@ def simulate(
 
 def _check_views(kind: Kind, views: Sequence[str]) -> None:
     if views and kind != "drr":
-        raise InputError(
-            f"simulate {kind}: --views are of reconstructed radiographs; leave it out, or use `simulate drr`"
-        )
+        raise InputError(f"simulate {kind}: --views go with drr only; leave it out, or use `simulate drr`")
     wrong = [view for view in views if view not in VIEWS]
     if wrong or len(set(views)) < len(views):
         raise InputError(f"--views: expected some of {', '.join(VIEWS)}, each once, got {' '.join(views)}")

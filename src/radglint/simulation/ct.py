@@ -269,9 +269,12 @@ def make_slab(
         hard: paint hard distractors too.
 
     Raises:
-        InputError: the base has no slab of that many slices with lung and without excluded slices.
+        InputError: the base has no slab of that many slices with lung and without excluded slices, or has excluded
+            slices where all are wanted.
     """
     if num_slices is None:
+        if base.excluded.any():
+            raise InputError(f"{base.name}: has excluded slices, so not all can be taken; give a number of slices")
         positions = np.arange(len(base.volume_hu), dtype=float)
     else:
         start, step = _choose_slices(base, rng, num_slices, with_lung)

@@ -48,6 +48,7 @@ class DrrConfig:
         view: "PA", "AP" or "LL" (left lateral).
         turn_deg: how far the patient is turned to his own left about the body's long axis, through the CT's middle;
             negative to his right, at most `MAX_TURN_DEG`. What turns out of the CT's borders is lost.
+        depth_step_mm: planes that lie nearer together are summed up to this thickness first, which is faster; 0: none.
     """
 
     size_px: int = 768
@@ -58,6 +59,7 @@ class DrrConfig:
     local_contrast: float = 0.5
     view: View = "PA"
     turn_deg: float = 0.0
+    depth_step_mm: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse sizes, distances and views that cannot be drawn."""
@@ -206,10 +208,20 @@ def _posed(volume: np.ndarray, spacing: np.ndarray, settings: DrrConfig) -> tupl
     """A canonical volume as the detector sees it, with its spacing: feet to head, depth from the detector, columns."""
     turned = _turned(volume, spacing, settings.turn_deg) if settings.turn_deg else volume
     if settings.view == "AP":
-        return np.ascontiguousarray(turned[:, ::-1]), spacing
+        turned = turned[:, ::-1]
     if settings.view == "LL":
-        return np.ascontiguousarray(turned[:, :, ::-1].transpose(0, 2, 1)), spacing[[0, 2, 1]]
-    return turned, spacing
+        turned, spacing = turned[:, :, ::-1].transpose(0, 2, 1), spacing[[0, 2, 1]]
+    return _thickened(np.ascontiguousarray(turned), spacing, settings.depth_step_mm)
+
+
+def _thickened(volume: np.ndarray, spacing: np.ndarray, step_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbouring planes as their mean, so many as lie within the step, and the spacing then."""
+    count = int(step_mm / float(spacing[1]))
+    if count < 2:
+        return volume, spacing
+    slices, depth, columns = volume.shape
+    padded = np.pad(volume, ((0, 0), (0, -depth % count), (0, 0)))
+    return padded.reshape(slices, -1, count, columns).mean(axis=2), spacing * [1, count, 1]
 
 
 def _turned(volume: np.ndarray, spacing: np.ndarray, degrees: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 A finding is painted into the CT in HU, as for `simulate ct`; then each view is rendered of that one body, and each 3D
 mask is projected into each view. All images of a study have one report and one list of facts:
 
-* a view has a mask of a finding only where it shows it: the projection is large enough (`LEAST_PX`) and the finding
+* a view has a mask of a finding only where it shows it: the projection is large enough (`LEAST_AREA`) and the finding
   changes the film there (`LEAST_CONTRAST`). Else the fact's mask is null in that view.
 * a finding that no view shows is taken out of the body again, so that facts and report are true of body and films.
 * concepts that only a CT report states are not drawn at all (`CONCEPTS`: no emphysema), and what is denied is what a
@@ -36,11 +36,13 @@ from radglint.simulation.subtlety import subtlety_cxr
 
 CONCEPTS: tuple[str, ...] = tuple(c for c in CT_CONCEPTS if c in radiograph.CONCEPTS)
 """Findings of a CT that a radiograph shows as well."""
-LEAST_PX, LEAST_CONTRAST = 20, 0.02
-"""A mask's least area; the least mean change of the film in it, as a share of soft tissue minus lung."""
+LEAST_AREA, LEAST_CONTRAST = 20 / 512**2, 0.02
+"""A mask's least area as a share of the square of the film's longer side; the least mean change of the film in it as a
+share of soft tissue minus lung."""
 _DISTANCE_MM = {"PA": (1500.0, 2200.0), "AP": (1000.0, 1500.0), "LL": (1500.0, 2200.0)}
 _MARGIN = {"PA": (0.12, 0.25), "AP": (0.12, 0.25), "LL": (0.3, 0.5)}  # beside the lungs, as a share of their width
 _TURN_DEG = 4.0  # standard deviation; most patients stand a little turned
+_DEPTH_STEP_MM = 4.0  # planes so near together are magnified alike, to a third of a pixel at the film's border
 _LEAST_PATH_MM, _PATH_SHARE = 2.0, 0.25  # a ray in the mask runs so far inside, and such a share of the longest
 _BESIDE_LUNGS_MM = ((10.0, 40.0), (30.0, 60.0))  # of the body below and above the lungs that is on the film
 
@@ -79,8 +81,9 @@ class Projection:
     @property
     def shown(self) -> tuple[bool, ...]:
         """Which findings are to be seen."""
+        least = LEAST_AREA * max(self.picture.shape) ** 2
         rows = zip(self.masks, self.contrasts, strict=True)
-        return tuple(bool(mask.sum() >= LEAST_PX and contrast >= LEAST_CONTRAST) for mask, contrast in rows)
+        return tuple(bool(mask.sum() >= least and contrast >= LEAST_CONTRAST) for mask, contrast in rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +94,21 @@ class StudySource:
         volumes: the CT, and the lesions to blend in.
         views: which radiographs a study has, each once.
         kind: "drr".
+        size_px: pixels along the longer side of a film.
     """
 
     volumes: VolumeSource
     views: Sequence[View]
     kind: Kind = "drr"
+    size_px: int = FILM_PX
 
     def describe(self) -> list[dict[str, str]]:
         """Name, patient and a digest of each base, in order."""
         return self.volumes.describe()
 
     def options(self) -> dict[str, Any]:
-        """The views, and the lesions if there are any."""
-        return {"views": list(self.views), **self.volumes.options()}
+        """The views, their size, and the lesions if there are any."""
+        return {"views": list(self.views), "size_px": self.size_px, **self.volumes.options()}
 
     def make_study(self, plan: Plan) -> list[SimulatedCase]:
         """Make the radiographs of one study, in the order of `views`.
@@ -116,13 +121,13 @@ class StudySource:
         number = drawn if plan.base is None else plan.base
         base, patient = self.volumes.volumes[number], self.volumes.patients[number]
         lesions = [lesion for lesion in self.volumes.lesions if lesion.patient != patient]
-        body, films = _visible(base, plan, int(rng.integers(2**62)), lesions, self.views)
+        body, films = _visible(base, plan, int(rng.integers(2**62)), lesions, self.views, self.size_px)
         blended = body.made.lesions if self.volumes.lesions else None
         return _cases(plan, body.made.facts, films, self.views, blended, (base.name, patient, body.made.distractors))
 
 
 def _visible(
-    base: CtBase, plan: Plan, seed: int, lesions: Sequence[Lesion], views: Sequence[View]
+    base: CtBase, plan: Plan, seed: int, lesions: Sequence[Lesion], views: Sequence[View], size_px: int
 ) -> tuple[Body, list[Projection]]:
     """A body and its films, without the findings that no film shows."""
     painter = plan.painter()
@@ -137,7 +142,7 @@ def _visible(
     bare = paint(())
     while True:
         body = make_body(base, paint(wanted) if wanted else bare, bare, np.random.default_rng([seed, 0]))
-        films = [project(body, v, np.random.default_rng([seed, 1 + VIEWS.index(v)])) for v in views]
+        films = [project(body, v, np.random.default_rng([seed, 1 + VIEWS.index(v)]), size_px) for v in views]
         unseen = [f for k, f in enumerate(body.made.facts) if not any(film.shown[k] for film in films)]
         if not unseen:
             return body, films
@@ -181,19 +186,17 @@ def _attenuation(volume_hu: np.ndarray) -> np.ndarray:
     return np.clip(1 + volume_hu / np.float32(1000), 0, None) * np.float32(DrrConfig.water_per_mm)
 
 
-def project(body: Body, view: View, rng: np.random.Generator) -> Projection:
+def project(body: Body, view: View, rng: np.random.Generator, size_px: int = FILM_PX) -> Projection:
     """Render one view of a body from a random distance, a little turned, in a random exposure, and frame it.
 
     Args:
         body: with findings.
         view: which radiograph.
         rng: source of everything random.
-
-    Returns:
-        A film of `FILM_PX` pixels along its longer side.
+        size_px: pixels along the film's longer side.
     """
     settings = DrrConfig(
-        size_px=FILM_PX, source_to_detector_mm=float(rng.uniform(*_DISTANCE_MM[view])),
+        size_px=size_px, depth_step_mm=_DEPTH_STEP_MM, source_to_detector_mm=float(rng.uniform(*_DISTANCE_MM[view])),
         gap_mm=float(rng.uniform(10, 80)), local_contrast=float(rng.uniform(0.2, 0.8)), view=view,
         turn_deg=float(np.clip(rng.normal(0, _TURN_DEG), -10, 10)),
     )  # fmt: skip
@@ -207,9 +210,9 @@ def project(body: Body, view: View, rng: np.random.Generator) -> Projection:
         without = display(line - project_values(change, body.ct, settings), settings)
         contrasts.append(_contrast(picture - without, mask) / (scale.tissue - scale.air))
     frame = _frame(lungs, float(rng.uniform(*_MARGIN[view])))
-    moved = LungFields(*(_scaled_mask(part[:, frame]) for part in (lungs.left, lungs.right, lungs.heart)))
-    film = radiograph.vary_exposure(_scaled(picture[:, frame]), rng)
-    return Projection(film, moved, tuple(_scaled_mask(mask[:, frame]) for mask in masks), tuple(contrasts))
+    moved = LungFields(*(_scaled_mask(part[:, frame], size_px) for part in (lungs.left, lungs.right, lungs.heart)))
+    film = radiograph.vary_exposure(_scaled(picture[:, frame], size_px), rng)
+    return Projection(film, moved, tuple(_scaled_mask(mask[:, frame], size_px) for mask in masks), tuple(contrasts))
 
 
 def _long_paths(paths_mm: np.ndarray) -> np.ndarray:
@@ -233,14 +236,14 @@ def _frame(lungs: LungFields, margin: float) -> slice:
     return slice(max(0, int(columns[0] - beside)), int(columns[-1] + beside) + 1)
 
 
-def _scaled(plane: np.ndarray) -> np.ndarray:
-    """A plane with `FILM_PX` pixels on its longer side."""
-    scale = FILM_PX / max(plane.shape)
+def _scaled(plane: np.ndarray, size_px: int) -> np.ndarray:
+    """A plane with so many pixels on its longer side."""
+    scale = size_px / max(plane.shape)
     return resize(np.ascontiguousarray(plane, np.float32), [max(16, round(n * scale)) for n in plane.shape])
 
 
-def _scaled_mask(mask: np.ndarray) -> np.ndarray:
-    return _scaled(mask) > 0.5
+def _scaled_mask(mask: np.ndarray, size_px: int) -> np.ndarray:
+    return _scaled(mask, size_px) > 0.5
 
 
 def _cases(

@@ -83,7 +83,6 @@ def test_a_nodule_on_the_left_lies_on_the_right_of_both_frontal_pictures() -> No
         for film in films.values():
             column = np.argwhere(film.masks[0])[:, 1].mean()
             assert (column > film.picture.shape[1] / 2) == (side == "left")
-            assert 0.15 < abs(column / film.picture.shape[1] - 0.5) * 2 < 0.95
 
 
 def test_masks_of_all_views_are_of_the_same_finding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from radglint.errors import ConfigError, ImageError
 from radglint.image import MedicalImage
 from radglint.simulation.anatomy_ct import LEFT_LUNG, RIGHT_LUNG
-from radglint.simulation.drr import DrrConfig, _project, project_lungs, project_mask, render_drr
+from radglint.simulation.drr import DrrConfig, _project, project_lungs, project_mask, project_values, render_drr
 
 AFFINE = np.array([[0, 0, -4.0, 120], [0, -4.0, 0, 80], [4.0, 0, 0, -100], [0, 0, 0, 1]])
 SHAPE = (40, 40, 60)
@@ -71,6 +72,85 @@ def test_picture_shows_right_on_the_left_and_head_up() -> None:
     assert any("1800 mm" in step for step in picture.steps)
 
 
+def _box(*where: slice) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[where] = True
+    return mask
+
+
+def _spot(mask: np.ndarray, **settings: Any) -> tuple[float, float, int]:
+    """Row and column of a mask's shadow, as shares of the picture, and its area in pixels."""
+    shadow = project_mask(mask, _ct(_block()), DrrConfig(size_px=480, **settings))
+    row, column = np.argwhere(shadow).mean(axis=0) / shadow.shape
+    return float(row), float(column), int(shadow.sum())
+
+
+def test_what_lies_in_front_is_larger_in_ap_and_what_lies_behind_in_pa() -> None:
+    front = _box(slice(15, 25), slice(9, 12), slice(20, 40))
+    behind = _box(slice(15, 25), slice(30, 33), slice(20, 40))
+    for mask, larger, smaller in ((front, "AP", "PA"), (behind, "PA", "AP")):
+        growth = _spot(mask, view=larger)[2] / _spot(mask, view=smaller)[2]
+        assert 1.04 < growth < 1.2
+
+
+def test_both_frontal_views_show_right_on_the_left_and_head_up() -> None:
+    for view in ("PA", "AP"):
+        row, column, _ = _spot(_bead(), view=view)
+        assert row < 0.35
+        assert column < 0.35
+        picture = render_drr(_ct(_block()), DrrConfig(size_px=240, local_contrast=0, view=view)).array  # type: ignore[arg-type]
+        bead = project_mask(_bead(), _ct(_block()), DrrConfig(size_px=240, view=view))  # type: ignore[arg-type]
+        assert picture[bead].mean() > picture[:, ::-1][bead].mean() + 0.05
+
+
+def test_a_left_lateral_shows_the_front_on_the_left_and_head_up() -> None:
+    high_in_front = _box(slice(30, 34), slice(9, 13), slice(28, 32))
+    low_behind = _box(slice(6, 10), slice(29, 33), slice(28, 32))
+    row, column, _ = _spot(high_in_front, view="LL")
+    assert row < 0.3
+    assert column < 0.35
+    row, column, _ = _spot(low_behind, view="LL")
+    assert row > 0.7
+    assert column > 0.65
+    picture = render_drr(_ct(_block()), DrrConfig(size_px=240, view="LL"))
+    assert picture.shape == (240, 240)
+    assert any("from right to left" in step for step in picture.steps)
+
+
+def test_a_left_lateral_magnifies_the_right_side_more() -> None:
+    areas = [_spot(_box(slice(15, 25), slice(15, 25), side), view="LL")[2] for side in (slice(8, 11), slice(49, 52))]
+    assert areas[0] > 1.1 * areas[1]
+
+
+def test_a_lateral_sums_along_its_own_rays() -> None:
+    block = _box(slice(10, 30), slice(10, 20), slice(20, 50)).astype(np.float32)
+    settings = DrrConfig(size_px=40, source_to_detector_mm=None, gap_mm=0, view="LL")
+    np.testing.assert_allclose(project_values(block, _ct(_block()), settings), block.sum(axis=2)[::-1] * 4, atol=1e-3)
+
+
+def test_planes_may_be_summed_before_they_are_projected() -> None:
+    """77 planes of 2 mm, which no group divides, against the sum of each; the picture is the same but for its edges."""
+    ct = MedicalImage(_block().repeat(2, 1)[:, :77].astype(np.float32), "CT", "HU", (4.0, 2.0, 4.0),
+                      AFFINE @ np.diag([1, 0.5, 1, 1]), path="fine")  # fmt: skip
+    for view in ("PA", "AP", "LL"):
+        fine, thick = (DrrConfig(size_px=120, view=view, depth_step_mm=step) for step in (0.0, 8.0))  # type: ignore[arg-type]
+        one, two = (project_values(ct.array + 1000, ct, settings) for settings in (fine, thick))
+        assert two.sum() == pytest.approx(one.sum(), rel=1e-3)
+        assert np.abs(one - two).mean() < 0.01 * one.mean()
+
+
+def test_a_patient_turned_to_his_left_moves_his_front_there() -> None:
+    front = _box(slice(15, 25), slice(9, 12), slice(28, 32))
+    for view in ("PA", "AP"):
+        straight, turned, back = (_spot(front, view=view, turn_deg=turn)[1] for turn in (0.0, 15.0, -15.0))
+        expected = 42 * np.sin(np.deg2rad(15)) / 240  # 42 mm before the middle of a picture 240 mm wide
+        assert turned - straight == pytest.approx(expected, abs=0.015)
+        assert straight - back == pytest.approx(expected, abs=0.015)
+    assert project_values(_block() + 1000, _ct(_block()), DrrConfig(size_px=80, turn_deg=10.0)).sum() == pytest.approx(
+        project_values(_block() + 1000, _ct(_block()), DrrConfig(size_px=80)).sum(), rel=0.03
+    )
+
+
 def test_stored_orientation_does_not_change_the_picture() -> None:
     affine = AFFINE.copy()
     affine[:3, 3] += affine[:3, 2] * (SHAPE[2] - 1)
@@ -97,6 +177,11 @@ def test_refusals_name_the_problem() -> None:
         DrrConfig(size_px=2)
     with pytest.raises(ConfigError, match="source_to_detector_mm"):
         DrrConfig(source_to_detector_mm=10)
+    with pytest.raises(ConfigError, match="view: expected one of PA, AP, LL, got 'RL'"):
+        DrrConfig(view="RL")  # type: ignore[arg-type]
+    for turn in (-21.0, 20.5, float("nan")):
+        with pytest.raises(ConfigError, match="turn_deg: expected -20 to 20"):
+            DrrConfig(turn_deg=turn)
     with pytest.raises(ImageError, match="needs a CT"):
         render_drr(MedicalImage(np.zeros((8, 8), np.float32), "CXR", "display"))
     with pytest.raises(ImageError, match="CT's shape"):

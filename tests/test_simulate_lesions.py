@@ -26,6 +26,7 @@ from radglint.simulation.ct_base import canonical_volume
 from radglint.simulation.ct_findings import MASS_DIAMETER_MM, NODULE_DIAMETER_MM
 from radglint.simulation.ct_real import make_lesion, read_crops
 from radglint.simulation.ct_scene import Lesion, Spacing
+from radglint.simulation.drr_study import StudySource
 from radglint.simulation.facts import Fact
 from simulation_bases import coarse_phantom, volumes
 
@@ -182,6 +183,19 @@ def test_real_lesions_fit_the_words_and_are_of_other_patients():
             assert 0.3 * lesion.inside.sum() < mask.sum() <= lesion.inside.sum()
             real += 1
     assert real > made > 0
+
+
+def test_a_study_of_radiographs_names_the_real_lesions_of_its_body():
+    studies = StudySource(source(), ("PA", "LL"), size_px=128)
+    found = []
+    for plan in plans(4):
+        front, side = studies.make_study(plan)
+        assert front.lesions is not None
+        assert front.lesions == side.lesions
+        assert len(front.lesions) == len(front.facts)
+        assert all(fact.concept in RANGES for fact, x in zip(front.facts, front.lesions, strict=True) if x)
+        found += [lesion.patient for lesion in front.lesions if lesion]
+    assert set(found) == {"P1"}
 
 
 def test_a_slab_says_which_lesion_it_shows():

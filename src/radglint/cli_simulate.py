@@ -49,6 +49,14 @@ def add_command(commands: Any) -> None:
         "LIDC-IDRI as downloaded (DICOM and XML), or pairs NAME.nii.gz and NAME_mask.nii.gz; never of the base's own "
         "patient (PatientID, or records.json beside the CT, or its name)",
     )
+    simulate.add_argument(
+        "--views",
+        metavar="VIEW",
+        nargs="+",
+        default=[],
+        help="with drr: PA, AP or LL (left lateral), or several: one body with findings in 3D, a radiograph of each "
+        "view; --count is then of bodies",
+    )
     simulate.set_defaults(run=_simulate)
 
 
@@ -68,16 +76,19 @@ def _simulate(args: argparse.Namespace) -> None:
     manifest = simulate(
         args.bases[0], args.bases[1:], args.out, count=args.count, seed=args.seed, workers=args.workers,
         phantoms=args.phantom, slice_step_mm=args.slice_step, labels=args.labels, lesions=args.lesions,
-        show_progress=shown,
+        views=args.views, show_progress=shown,
     )  # fmt: skip
-    print(f"{args.count} cases: {manifest}")
+    what = f"studies of {', '.join(args.views)}" if args.views else "cases"
+    print(f"{args.count} {what}: {manifest}")
 
 
 def _simulate_benchmark(args: argparse.Namespace, shown: bool) -> None:
     if len(args.bases) > 1:
         raise InputError(f"--benchmark: expected one folder with its bases, got {len(args.bases)}")
-    if args.labels is not None or args.lesions is not None:
-        raise InputError("--benchmark: takes no --labels or --lesions, its cases are frozen; leave them out")
+    if args.labels is not None or args.lesions is not None or args.views:
+        raise InputError(
+            "--benchmark: takes no --labels or --lesions, and no --views, its cases are frozen; leave them out"
+        )
     from radglint.simulate import build_benchmark
 
     folder = args.bases[0] if args.bases else None

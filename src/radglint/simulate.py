@@ -28,6 +28,8 @@ from radglint.simulation.ct import CtBase, make_base
 from radglint.simulation.ct_base import canonical_volume
 from radglint.simulation.ct_scene import Lesion
 from radglint.simulation.dataset import write_dataset
+from radglint.simulation.drr import VIEWS
+from radglint.simulation.drr_study import StudySource
 from radglint.simulation.film import Film
 from radglint.simulation.healing import cover_lesions
 from radglint.simulation.label_maps import CT_CODING, CXR_CODING, LabelMaps, read_label_maps
@@ -50,6 +52,7 @@ def simulate(
     slice_step_mm: float = 2.5,
     labels: str | None = None,
     lesions: str | None = None,
+    views: Sequence[str] = (),
     show_progress: bool = False,
 ) -> Path:
     """Make cases from normal scans.
@@ -66,26 +69,44 @@ def simulate(
         labels: folder of label maps that give the lungs and hearts of the bases, see `simulation.label_maps`.
         lesions: folder of real nodules and masses to blend into a CT, see `simulate_lesions`. A base is then known by
             its patient (`simulation.base_names`), and never gets a lesion of its own.
+        views: with "drr": studies of these radiographs ("PA", "AP", "LL") of one body each, with findings in 3D, see
+            `simulation.drr_study`; `count` is of studies. Without, findings are painted on frontal films.
         show_progress: draw a bar on stderr.
 
     Returns:
         Path of the manifest.
 
     Raises:
-        InputError: no usable base; an image cannot be read; `out` holds another simulation; or see `labels`, `lesions`.
+        InputError: no usable base; an image cannot be read; `out` holds another simulation; or see `labels`, `lesions`,
+            `views`.
     """
     if bool(bases) == bool(phantoms):
         raise InputError(f"simulate {kind}: give BASES or --phantom, one of the two")
-    if lesions is not None and kind != "ct":
-        raise InputError(f"simulate {kind}: --lesions are blended into CT only; leave it out, or use `simulate ct`")
+    _check_views(kind, views)
+    if lesions is not None and kind != "ct" and not views:
+        raise InputError(
+            f"simulate {kind}: --lesions are blended into CT only; leave it out, or use `simulate ct`, or `simulate "
+            "drr` with --views"
+        )
     paths, grid = [Path(base) for base in bases], (slice_step_mm, 1.0, 1.0)
     label_maps = _label_maps(kind, paths, labels)
     real = None if lesions is None else read_real_lesions(Path(lesions), grid, workers, show_progress=show_progress)
-    source = _source(kind, paths, seed, phantoms, slice_step_mm, label_maps)
+    source = _source("ct" if views else kind, paths, seed, phantoms, slice_step_mm, label_maps)
     if real is not None:
         source = _with_lesions(source, paths, real)
+    if views:
+        assert isinstance(source, VolumeSource)
+        source = StudySource(source, [view for view in VIEWS if view in views])
     plans = [Plan(f"{kind}_{index:06d}", seed, index) for index in range(count)]
     return write_dataset(source, Path(out), plans, seed, workers=workers, show_progress=show_progress)
+
+
+def _check_views(kind: Kind, views: Sequence[str]) -> None:
+    if views and kind != "drr":
+        raise InputError(f"simulate {kind}: --views go with drr only; leave it out, or use `simulate drr`")
+    wrong = [view for view in views if view not in VIEWS]
+    if wrong or len(set(views)) < len(views):
+        raise InputError(f"--views: expected some of {', '.join(VIEWS)}, each once, got {' '.join(views)}")
 
 
 def _label_maps(kind: Kind, paths: Sequence[Path], labels: str | None) -> LabelMaps | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from radglint.simulation.ct import CT_CONCEPTS, CtBase, draw_volume_facts, make_slab
 from radglint.simulation.ct_scene import Lesion
+from radglint.simulation.drr import View
 from radglint.simulation.facts import Fact
 from radglint.simulation.film import Film
 from radglint.simulation.radiograph import CONCEPTS, FULL_WEIGHTS, make_image
@@ -46,6 +47,14 @@ class Plan:
     split: str = ""
     held_out: bool = False
 
+    def body(self) -> np.random.Generator:
+        """The generator of the body."""
+        return self.stream(_BODY)
+
+    def painter(self) -> np.random.Generator:
+        """The generator of the findings."""
+        return self.stream(_PAINT)
+
     def stream(self, kind: int) -> np.random.Generator:
         """The generator of the body, the painter or the words; twins share a body."""
         number = self.index // 2 if kind == _BODY and self.base is None else self.index
@@ -68,6 +77,8 @@ class SimulatedCase:
         patient: of the base.
         is_mirrored: whether the base was turned left to right.
         lesions: the real lesion behind each painted finding, None for a made one; None if there were none to take.
+        view: of a radiograph that is one of a study.
+        shown: whether this image shows each painted finding; None if it shows all. `masks` and `subtlety` are of those.
     """
 
     pixels: np.ndarray
@@ -81,6 +92,8 @@ class SimulatedCase:
     patient: str
     is_mirrored: bool = False
     lesions: tuple[Lesion | None, ...] | None = None
+    view: View | None = None
+    shown: tuple[bool, ...] | None = None
 
 
 class Source(Protocol):
@@ -143,7 +156,7 @@ class FilmSource:
         )
         pixels = np.rint(made.image * 65535).astype(np.uint16)
         facts = (*made.facts, *film.facts)
-        report = _report(plan, facts, hard, CONCEPTS)
+        report = write_report(plan, facts, hard, CONCEPTS)
         return SimulatedCase(
             pixels, None, facts, tuple(made.masks), hard, report, tuple(made.distractors), film.name, film.patient,
             is_mirrored,
@@ -200,7 +213,7 @@ class VolumeSource:
             for fact, contrast, mask in zip(made.facts, made.contrasts_hu, made.masks, strict=True)
         )
         pixels = np.rint(made.volume_hu).astype(np.int16)
-        report = _report(plan, made.facts, hard, CT_CONCEPTS)
+        report = write_report(plan, made.facts, hard, CT_CONCEPTS)
         return SimulatedCase(
             pixels, spacing, made.facts, made.masks, hard, report, made.distractors, base.name, self.patients[number],
             lesions=made.lesions if self.lesions else None,
@@ -213,7 +226,8 @@ def lung_slices(base: CtBase) -> int:
     return max(3, min(len(base.volume_hu), int(1.1 * covered)))
 
 
-def _report(plan: Plan, facts: Sequence[Fact], hard: Sequence[float], concepts: Sequence[str]) -> Report:
+def write_report(plan: Plan, facts: Sequence[Fact], hard: Sequence[float], concepts: Sequence[str]) -> Report:
+    """The report of a case; facts beyond those of `hard` are real and easy to see."""
     known = (*hard, *(0.0 for _ in range(len(facts) - len(hard))))
     return write_full_report(
         facts, plan.stream(_WORDS), subtlety=known, concepts=concepts, held_out=plan.held_out

@@ -246,7 +246,7 @@ def _draw_fact(concept: str, rng: np.random.Generator, height: float) -> Fact:
 def make_slab(
     base: CtBase,
     rng: np.random.Generator,
-    num_slices: int = 8,
+    num_slices: int | None = 8,
     *,
     facts: Sequence[Fact] | None = None,
     normal_share: float = 0.25,
@@ -260,7 +260,7 @@ def make_slab(
     Args:
         base: the CT to cut from.
         rng: source of everything random.
-        num_slices: slices of the slab.
+        num_slices: slices of the slab; None takes every slice of the base, in its place.
         facts: findings to paint, without those of a zone that the slab does not reach; drawn at random if None.
         normal_share: probability that a random slab has no finding.
         painter: source of the findings alone, so that two slabs show one body with other findings; `rng` if None.
@@ -269,10 +269,16 @@ def make_slab(
         hard: paint hard distractors too.
 
     Raises:
-        InputError: the base has no slab of that many slices with lung and without excluded slices.
+        InputError: the base has no slab of that many slices with lung and without excluded slices, or has excluded
+            slices where all are wanted.
     """
-    start, step = _choose_slices(base, rng, num_slices, with_lung)
-    positions = start + step * np.arange(num_slices)
+    if num_slices is None:
+        if base.excluded.any():
+            raise InputError(f"{base.name}: has excluded slices, so not all can be taken; give a number of slices")
+        positions = np.arange(len(base.volume_hu), dtype=float)
+    else:
+        start, step = _choose_slices(base, rng, num_slices, with_lung)
+        positions = start + step * np.arange(num_slices)
     hu, labels = _deform(base, positions, rng)
     heights = np.array([base.anatomy.height_fraction(p) for p in positions])
     noise = _roughen(hu, base.noise, rng)

@@ -8,6 +8,10 @@
     DIR/cases/NAME.json       the case's line; written last, so a case that has one is complete
     DIR/manifest.jsonl        all lines in order, written at the end
 
+With `simulate drr --views` a case is a study: NAME_PA, NAME_AP and NAME_LL have an image, masks and a line each, with
+`study` NAME and `view` PA, AP or LATERAL, in the one file cases/NAME.json. Facts and report are the study's; `mask` and
+`subtlety` of a fact are null in a view that does not show it.
+
 Where real lesions are given, each fact has `lesion`: name, patient and diameter of the real one that was blended in, or
 null for a made one; `simulation.json` names all of them. A split by patient has to look at both `patient` and these.
 
@@ -33,16 +37,20 @@ from PIL import Image
 import radglint
 from radglint.errors import OutputError
 from radglint.simulation.case import Plan, SimulatedCase, Source
+from radglint.simulation.drr_study import StudySource
 from radglint.writing import output_errors, png_bytes, write_bytes, write_json, write_nifti, write_text
 
 FORMAT = 1
 FOLDERS = ("images", "masks", "cases")
+_MANIFEST_VIEW = {"PA": "PA", "AP": "AP", "LL": "LATERAL"}
 
-_worker: list[tuple[Source, Path]] = []  # what a worker process keeps from its start
+AnySource = Source | StudySource
+
+_worker: list[tuple[AnySource, Path]] = []  # what a worker process keeps from its start
 
 
 def write_dataset(
-    source: Source, out: Path, plans: Sequence[Plan], seed: int, *, workers: int = 1, show_progress: bool = False
+    source: AnySource, out: Path, plans: Sequence[Plan], seed: int, *, workers: int = 1, show_progress: bool = False
 ) -> Path:
     """Make every planned case that is not on disk yet, then the manifest.
 
@@ -69,7 +77,7 @@ def write_dataset(
     todo = [plan for plan in plans if not (out / "cases" / f"{plan.name}.json").is_file()]
     for _ in _progress(_run(source, out, todo, workers), len(plans), len(plans) - len(todo), show_progress):
         pass
-    lines = [_line(out / "cases" / f"{plan.name}.json") for plan in plans]
+    lines = [_lines(out / "cases" / f"{plan.name}.json") for plan in plans]
     return write_text(out / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
 
 
@@ -88,13 +96,17 @@ def _open(out: Path, settings: dict[str, Any]) -> None:
         raise OutputError(f"{path}: is damaged ({error}); choose another folder") from error
     differs = [key for key in {**settings, **there} if there.get(key) != settings.get(key)]
     if differs:
-        key = differs[0]
-        lists = {"bases": "other bases or label maps", "lesions": "other real lesions (--lesions), or none"}
+        key = min(differs, key="bases".__eq__)  # other views or lesions say more
+        lists = {
+            "bases": "other bases or label maps",
+            "views": "other --views, or none",
+            "lesions": "other real lesions (--lesions), or none",
+        }
         what = lists.get(key, f"{key} {there.get(key)!r}, now it is {settings.get(key)!r}")
         raise OutputError(f"{out}: holds a simulation with {what}; choose another folder, or empty this one")
 
 
-def _run(source: Source, out: Path, todo: Sequence[Plan], workers: int) -> Iterator[None]:
+def _run(source: AnySource, out: Path, todo: Sequence[Plan], workers: int) -> Iterator[None]:
     """Make the cases here, or in processes that are started afresh (a forked torch may hang)."""
     if workers <= 1 or len(todo) < 2:
         for plan in todo:
@@ -110,7 +122,7 @@ def _run(source: Source, out: Path, todo: Sequence[Plan], workers: int) -> Itera
             raise
 
 
-def _start(source: Source, out: Path) -> None:
+def _start(source: AnySource, out: Path) -> None:
     torch.set_num_threads(1)
     _worker[:] = [(source, out)]
 
@@ -126,8 +138,8 @@ def _progress(done: Iterator[None], total: int, initial: int, show: bool) -> Ite
     return iter(tqdm(done, "simulating", total, initial=initial, unit="case", disable=not show))
 
 
-def write_case(source: Source, out: Path, plan: Plan) -> None:
-    """Make one case and write its files; the line last.
+def write_case(source: AnySource, out: Path, plan: Plan) -> None:
+    """Make one case, or one study, and write its files; the line last.
 
     Args:
         source: the bases.
@@ -137,14 +149,23 @@ def write_case(source: Source, out: Path, plan: Plan) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    case = source.make(plan)
-    image = _write_image(out, plan.name, case)
-    masks = f"masks/{plan.name}.npz"
+    cases = source.make_study(plan) if isinstance(source, StudySource) else [source.make(plan)]
+    lines = [json.dumps(_written(source, out, plan, case)) for case in cases]
+    write_text(out / "cases" / f"{plan.name}.json", "\n".join(lines))
+
+
+def _written(source: AnySource, out: Path, plan: Plan, case: SimulatedCase) -> dict[str, Any]:
+    """Write image and masks of a case; its line."""
+    name = f"{plan.name}_{case.view}" if case.view else plan.name
+    image, masks = _write_image(out, name, case), f"masks/{name}.npz"
     buffer = io.BytesIO()
     stack = np.stack(case.masks).astype(np.uint8) if case.masks else np.zeros((0, *case.pixels.shape), np.uint8)
     np.savez_compressed(buffer, masks=stack)
     write_bytes(out / masks, buffer.getvalue())
-    write_text(out / "cases" / f"{plan.name}.json", json.dumps(_record(source, plan, case, image, masks)))
+    record = _record(source, plan, case, image, masks)
+    if case.view is None:
+        return record
+    return {**record, "id": name, "study": plan.name, "view": _MANIFEST_VIEW[case.view]}
 
 
 def _write_image(out: Path, name: str, case: SimulatedCase) -> str:
@@ -163,16 +184,15 @@ def _write_image(out: Path, name: str, case: SimulatedCase) -> str:
     return path
 
 
-def _record(source: Source, plan: Plan, case: SimulatedCase, image: str, masks: str) -> dict[str, Any]:
+def _record(source: AnySource, plan: Plan, case: SimulatedCase, image: str, masks: str) -> dict[str, Any]:
     """The line of a case."""
-    painted = len(case.masks)
+    numbers = _mask_numbers(case)
     facts = [
         {
             "concept": fact.concept, "side": fact.side, "zone": fact.zone, "size": fact.size,
-            "subtlety": case.subtlety[k] if k < painted else None, "mask": k if k < painted else None,
-            **_lesion(case, k),
+            "subtlety": None if n is None else case.subtlety[n], "mask": n, **_lesion(case, k),
         }
-        for k, fact in enumerate(case.facts)
+        for k, (fact, n) in enumerate(zip(case.facts, numbers, strict=True))
     ]  # fmt: skip
     report = {"findings": case.report.findings, "impression": case.report.impression}
     return {
@@ -184,6 +204,12 @@ def _record(source: Source, plan: Plan, case: SimulatedCase, image: str, masks: 
     }  # fmt: skip
 
 
+def _mask_numbers(case: SimulatedCase) -> list[int | None]:
+    """Which mask each fact has."""
+    shown = case.shown or tuple(k < len(case.masks) for k in range(len(case.facts)))
+    return [sum(shown[:k]) if is_shown else None for k, is_shown in enumerate(shown)]
+
+
 def _lesion(case: SimulatedCase, number: int) -> dict[str, Any]:
     """The real lesion behind a fact (null for a made one), where there were real ones to take."""
     if case.lesions is None:
@@ -193,7 +219,7 @@ def _lesion(case: SimulatedCase, number: int) -> dict[str, Any]:
     return {"lesion": named}
 
 
-def _line(path: os.PathLike[str]) -> str:
-    """The stored line of a case."""
+def _lines(path: os.PathLike[str]) -> str:
+    """The stored line of a case, or those of a study."""
     with output_errors(path), open(path, encoding="utf-8") as file:
         return file.read()

@@ -35,7 +35,7 @@ def plans(count: int) -> list[Plan]:
 
 @cache
 def studies() -> list[list[SimulatedCase]]:
-    return [source().make_study(plan) for plan in plans(6)]
+    return [source().make_study(plan) for plan in plans(4)]
 
 
 def contents(folder: Path) -> dict[str, str]:

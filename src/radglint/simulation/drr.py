@@ -123,7 +123,7 @@ def line_integrals(image: MedicalImage, settings: DrrConfig) -> tuple[np.ndarray
     volume, spacing = _canonical(image)
     attenuation = np.clip(1 + volume / np.float32(1000), 0, None) * np.float32(settings.water_per_mm)
     if settings.remove_table:
-        attenuation = attenuation * _patient(volume, spacing)
+        attenuation = attenuation * patient_mask(volume, spacing)
     posed, steps_mm = _posed(attenuation, spacing, settings)
     return _project(posed, steps_mm, settings), _pixel_mm(posed.shape, steps_mm, settings)
 
@@ -195,8 +195,16 @@ def _canonical(image: MedicalImage) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(volume, np.float32), spacing
 
 
-def _patient(volume: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Bool mask of the patient without the table, found on a grid of about 2 mm."""
+def patient_mask(volume: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Find the patient without the table, on a grid of about 2 mm.
+
+    Args:
+        volume: HU, slices feet to head, rows front to back, columns patient right to left.
+        spacing: of slices, rows and columns, mm.
+
+    Returns:
+        Bool, of the volume's shape.
+    """
     stride = max(1, round(2 / float(spacing[1])))
     smooth = ndimage.gaussian_filter(volume[:, ::stride, ::stride], (0, 0.7, 0.7))
     coarse = body_mask(smooth, (float(spacing[0]), float(spacing[1] * stride), float(spacing[2] * stride)))

@@ -29,7 +29,16 @@ from radglint.simulation.canvas import Canvas, resize
 from radglint.simulation.case import Kind, Plan, SimulatedCase, VolumeSource, write_report
 from radglint.simulation.ct import CT_CONCEPTS, CtBase, SimulatedVolume, draw_volume_facts, make_slab
 from radglint.simulation.ct_scene import Lesion
-from radglint.simulation.drr import VIEWS, DrrConfig, View, display, line_integrals, project_lungs, project_values
+from radglint.simulation.drr import (
+    VIEWS,
+    DrrConfig,
+    View,
+    display,
+    line_integrals,
+    patient_mask,
+    project_lungs,
+    project_values,
+)
 from radglint.simulation.facts import Fact
 from radglint.simulation.film import FILM_PX
 from radglint.simulation.subtlety import subtlety_cxr
@@ -53,7 +62,7 @@ class Body:
 
     Attributes:
         made: with findings.
-        ct: the same as a CT in HU.
+        ct: the same as a CT in HU, air outside the patient.
         changes_per_mm: change of the attenuation that is each finding, 1/mm, of the CT's shape.
     """
 
@@ -165,7 +174,8 @@ def make_body(base: CtBase, made: SimulatedVolume, bare: SimulatedVolume, rng: n
         masks=tuple(mask[kept] for mask in made.masks),
     )  # fmt: skip
     change = _attenuation(cut.volume_hu) - _attenuation(bare.volume_hu[kept])
-    return Body(cut, _as_ct(cut.volume_hu, stretch, base.name), tuple(change * mask for mask in cut.masks))
+    no_table = np.where(patient_mask(cut.volume_hu, stretch), cut.volume_hu, np.float32(-1000))
+    return Body(cut, _as_ct(no_table, stretch, base.name), tuple(change * mask for mask in cut.masks))
 
 
 def _kept_slices(base: CtBase, rng: np.random.Generator) -> slice:
@@ -198,7 +208,7 @@ def project(body: Body, view: View, rng: np.random.Generator, size_px: int = FIL
     settings = DrrConfig(
         size_px=size_px, depth_step_mm=_DEPTH_STEP_MM, source_to_detector_mm=float(rng.uniform(*_DISTANCE_MM[view])),
         gap_mm=float(rng.uniform(10, 80)), local_contrast=float(rng.uniform(0.2, 0.8)), view=view,
-        turn_deg=float(np.clip(rng.normal(0, _TURN_DEG), -10, 10)),
+        turn_deg=float(np.clip(rng.normal(0, _TURN_DEG), -10, 10)), remove_table=False,
     )  # fmt: skip
     line, _ = line_integrals(body.ct, settings)
     picture = display(line, settings)

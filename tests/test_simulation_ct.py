@@ -71,6 +71,19 @@ def test_anatomy_finds_lungs_by_side_and_the_trachea(base: CtBase) -> None:
     assert 6 < base.noise.std_hu < 14
 
 
+def test_a_room_is_the_lung_and_two_pixels_around_in_its_slice(base: CtBase) -> None:
+    """Whatever is lighter than -150 HU there and is no other lung; at the edges of the volume too."""
+    labels = np.zeros((3, 9, 8), np.uint8)
+    labels[1, 0, 0], labels[1, 5, 4], labels[1, 5, 6] = RIGHT_LUNG, RIGHT_LUNG, LEFT_LUNG
+    hu = np.full(labels.shape, -800, np.float32)
+    hu[1, 4, 4] = 40
+    scene = Scene(hu, labels, np.zeros(3), (5.0, 2.0, 2.0), base.noise, np.random.default_rng(0))
+    around = ndimage.binary_dilation(labels == RIGHT_LUNG, np.ones((1, 5, 5), bool))
+    expected = around & (hu < -150) & (labels != LEFT_LUNG)
+    np.testing.assert_array_equal(scene.room("right"), expected)
+    assert expected.sum() == 9 + 25 - 1 - 1
+
+
 def test_zone_of_height_cuts_at_the_thirds() -> None:
     zones = [zone_of_height(h) for h in (-0.1, 0.33, 0.34, 0.66, 0.67, 1.2)]
     assert zones == ["lower", "lower", "mid", "mid", "upper", "upper"]

@@ -86,7 +86,7 @@ class Scene:
         """The lung and the partial-volume voxels at its border: what a finding of this side may change."""
         if side not in self._rooms:
             lung = self.lung(side)
-            rim = np.asarray(ndimage.binary_dilation(lung, np.ones((1, 5, 5), bool)), bool) & (self.hu < -150)
+            rim = _widen(_widen(lung, 1, 2), 2, 2) & (self.hu < -150)
             self._rooms[side] = (lung | rim) & (self.labels != SIDE_LABELS.get(_OTHER.get(side, ""), 255))
         return self._rooms[side]
 
@@ -178,10 +178,24 @@ def measure_noise(volume_hu: np.ndarray, soft_tissue: np.ndarray) -> NoiseModel:
     return NoiseModel(float(np.clip(std, 2, 60)), float(np.clip(np.sqrt(-1 / (4 * np.log(correlation))), 0.3, 2.0)))
 
 
+def _widen(mask: np.ndarray, axis: int, reach: int) -> np.ndarray:
+    """A bool mask and all within `reach` voxels of it along one axis."""
+    wide = mask.copy()
+    source, target = (np.moveaxis(part, axis, 0) for part in (mask, wide))
+    for step in range(1, reach + 1):
+        target[step:] |= source[:-step]
+        target[:-step] |= source[step:]
+    return wide
+
+
 def _lerp(array: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
     """Linear interpolation along one axis, clamped at the ends."""
     low = np.clip(np.floor(positions).astype(int), 0, array.shape[axis] - 1)
     high = np.minimum(low + 1, array.shape[axis] - 1)
     shape = [-1 if a == axis else 1 for a in range(array.ndim)]
     weight = (positions - low).astype(np.float32).reshape(shape)
-    return array.take(low, axis) * (1 - weight) + array.take(high, axis) * weight
+    below, above = array.take(low, axis), array.take(high, axis)
+    below *= 1 - weight
+    above *= weight
+    below += above
+    return below

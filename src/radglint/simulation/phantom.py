@@ -182,12 +182,12 @@ def _dot(hu: np.ndarray, lung: np.ndarray, index: np.ndarray, radius_mm: float, 
     view = hu[box]
     if not view.size:
         return
-    axes = [
-        (np.arange(s.start, s.start + n) - c) * step
+    z, y, x = (
+        ((np.arange(s.start, s.start + n) - c) * step) ** 2
         for s, n, c, step in zip(box, view.shape, index, spacing_mm, strict=True)
-    ]
-    distance = np.sqrt(sum(a.reshape([-1 if j == k else 1 for j in range(3)]) ** 2 for k, a in enumerate(axes)))
-    share = np.clip(radius_mm + 0.5 - distance, 0, 1) * lung[box]
+    )
+    distance = np.sqrt(z[:, None, None] + y[:, None] + x)
+    share = np.minimum(np.maximum(radius_mm + 0.5 - distance, 0), 1) * lung[box]
     view[...] = np.maximum(view, -850 + share * 890)
 
 

@@ -182,6 +182,9 @@ def test_refusals_name_the_problem() -> None:
     for turn in (-21.0, 20.5, float("nan")):
         with pytest.raises(ConfigError, match="turn_deg: expected -20 to 20"):
             DrrConfig(turn_deg=turn)
+    for step in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="depth_step_mm: expected 0 to 50"):
+            DrrConfig(depth_step_mm=step)
     with pytest.raises(ImageError, match="needs a CT"):
         render_drr(MedicalImage(np.zeros((8, 8), np.float32), "CXR", "display"))
     with pytest.raises(ImageError, match="CT's shape"):

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from radglint import cli
-from radglint.errors import InputError, OutputError
+from radglint.calibrate import labels_of
+from radglint.errors import ImageError, InputError, OutputError
+from radglint.evaluation.truth import with_simulated_truth
 from radglint.manifest import read_manifest
 from radglint.simulation import dataset
 from radglint.simulation.case import Plan, SimulatedCase
@@ -142,7 +144,8 @@ def test_twins_share_the_body_and_not_the_findings() -> None:
     assert not np.array_equal(studies()[0][0].pixels, studies()[2][0].pixels)
 
 
-def test_a_view_does_not_depend_on_the_others_asked_for() -> None:
+def test_a_view_does_not_depend_on_the_others_where_all_findings_show_in_it() -> None:
+    assert all(studies()[0][2].shown or ())
     alone = dataclasses.replace(source(), views=("LL",)).make_study(plans(1)[0])
     assert np.array_equal(alone[0].pixels, studies()[0][2].pixels)
 
@@ -158,10 +161,12 @@ def test_each_view_has_its_image_and_line(built: Path) -> None:
             assert np.array_equal(np.asarray(picture), case.pixels)
         with np.load(built / row.extra["masks"], allow_pickle=False) as arrays:
             masks = arrays["masks"]
-        numbers = [fact["mask"] for fact in row.extra["facts"]]
-        assert [number is not None for number in numbers] == list(case.shown or ())
-        assert [n for n in numbers if n is not None] == list(range(len(masks)))
-        assert all((fact["subtlety"] is None) == (fact["mask"] is None) for fact in row.extra["facts"])
+        facts, hidden = row.extra["facts"], row.extra["hidden"]
+        assert [fact["mask"] for fact in facts] == list(range(len(masks)))
+        assert all(fact["subtlety"] is not None for fact in facts)
+        assert len(facts) == sum(case.shown or ())
+        assert len(facts) + len(hidden) == len(case.facts)
+        assert all(fact["subtlety"] is None and fact["mask"] is None for fact in hidden)
 
 
 def test_a_fact_without_a_mask_keeps_the_numbers_of_the_others() -> None:
@@ -198,6 +203,30 @@ def test_other_views_in_the_same_folder_are_refused(built: Path) -> None:
         dataset.write_dataset(dataclasses.replace(volumes(), kind="drr"), built, plans(3), SEED)
 
 
+def test_what_a_view_does_not_show_is_neither_there_nor_absent(built: Path) -> None:
+    row = next(row for row in read_manifest(built / "manifest.jsonl") if row.extra["facts"])
+    concept = row.extra["facts"][0]["concept"]
+    assert labels_of(row)[concept] == "present"
+    moved = {"facts": row.extra["facts"][1:], "hidden": [row.extra["facts"][0] | {"mask": None, "subtlety": None}]}
+    without = dataclasses.replace(row, extra=row.extra | moved)
+    others = {fact["concept"] for fact in moved["facts"]}
+    assert concept not in others
+    assert concept not in labels_of(without)
+    assert concept not in with_simulated_truth(without).labels
+    assert labels_of(without)["pacemaker"] == "absent"
+
+
+def test_a_body_without_lungs_on_the_film_is_refused() -> None:
+    base = coarse_phantom()
+    flat = dataclasses.replace(
+        base, anatomy=dataclasses.replace(base.anatomy, labels=np.zeros_like(base.anatomy.labels))
+    )
+    made = make_slab(base, np.random.default_rng(9), None, facts=())
+    body = make_body(flat, dataclasses.replace(made, labels=np.zeros_like(made.labels)), made, np.random.default_rng(2))
+    with pytest.raises(ImageError, match="its PA radiograph shows no lungs; expected a CT of a whole chest"):
+        project(body, "PA", np.random.default_rng(3), SIZE_PX)
+
+
 def test_excluded_slices_are_not_shown() -> None:
     base = dataclasses.replace(coarse_phantom(), excluded=np.arange(len(coarse_phantom().volume_hu)) == 3)
     with pytest.raises(InputError, match="has excluded slices"):
@@ -208,7 +237,7 @@ def test_the_command_makes_studies(tmp_path: Path, capsys: pytest.CaptureFixture
     out = tmp_path / "studies"
     arguments = ["drr", "--phantom", "1", "--slice-step", "20", "--count", "1", "--out", str(out)]
     assert cli.main(["simulate", *arguments, "--views", "LL", "PA"]) == 0
-    assert capsys.readouterr().out == f"1 studies of LL, PA: {out / 'manifest.jsonl'}\n"
+    assert capsys.readouterr().out == f"1 studies: {out / 'manifest.jsonl'}\n"
     rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == ["images/drr_000000_PA.png", "images/drr_000000_LL.png"]
     assert json.loads((out / "simulation.json").read_text())["views"] == ["PA", "LL"]
@@ -217,11 +246,11 @@ def test_the_command_makes_studies(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cxr", "x", "--views", "PA"], "simulate cxr: --views go with drr only"),
-        (["ct", "x", "--views", "PA", "LL"], "simulate ct: --views go with drr only"),
+        (["cxr", "x", "--views", "PA"], "simulate cxr: --views goes with drr only"),
+        (["ct", "x", "--views", "PA", "LL"], "simulate ct: --views goes with drr only"),
         (["drr", "x", "--views", "PA", "RL"], "--views: expected some of PA, AP, LL, each once, got PA RL"),
         (["drr", "x", "--views", "PA", "PA"], "each once, got PA PA"),
-        (["--benchmark", "simfind-drr", "--views", "PA"], "no --views"),
+        (["--benchmark", "simfind-drr", "--views", "PA"], "takes no --labels, --lesions or --views"),
         (["drr", "x", "--lesions", "y"], "`simulate drr` with --views"),
         (["drr", "--views", "PA"], "give BASES or --phantom"),
     ],

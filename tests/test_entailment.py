@@ -177,3 +177,13 @@ def test_another_finding_never_makes_a_statement_less_true(statement: Fact, fact
 @given(FACTS, st.lists(FACTS, max_size=4), st.sampled_from(["side", "zone", "size"]))
 def test_saying_less_is_never_less_true(statement: Fact, facts: list[Fact], name: str) -> None:
     assert RANK[holds_for(replace(statement, **{name: None}), facts)] >= RANK[holds_for(statement, facts)]
+
+
+@given(FACTS, st.lists(FACTS, max_size=3), st.lists(FACTS, max_size=3))
+def test_what_an_image_hides_leaves_undecided_what_it_would_decide(
+    statement: Fact, facts: list[Fact], hidden: list[Fact]
+) -> None:
+    seen, known = holds_for(statement, facts), holds_for(statement, [*facts, *hidden])
+    assert holds_for(statement, facts, hidden) == (seen if seen == known else "unknown")
+    assert holds_for(statement, facts, ()) == seen
+    assert holds_for(statement, [], [statement]) == "unknown"

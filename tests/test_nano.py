@@ -42,7 +42,7 @@ def films(shared_data: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(("label", "key"), [("Effusion", "effusion_auroc"), ("Pneumonia", "pneumonia_auroc")])
 def test_held_out_radiographs_rank_as_expected(films: dict[str, list[str]], label: str, key: str) -> None:
-    """A label against normal, by the scores recorded of every film: the card's number; far better than chance."""
+    """A label against normal, by the scores recorded of every film; far better than chance."""
     assert set(SCORES) == set().union(*films.values())
     assert len(films[label]) > 15
     assert len(films["No Finding"]) == 40

@@ -263,7 +263,7 @@ def test_the_command_blends_real_lesions(tmp_path, capsys):
     [
         (["cxr", "x", "--lesions", "y"], "--lesions are blended into CT only"),
         (["ct", "--phantom", "1", "--slice-step", "20", "--lesions", "nowhere"], "nowhere: no such folder"),
-        (["--benchmark", "simfind-ct", "x", "--lesions", "y"], "takes no --labels or --lesions"),
+        (["--benchmark", "simfind-ct", "x", "--lesions", "y"], "takes no --labels, --lesions or --views"),
     ],
 )
 def test_a_wrong_command_is_told_what_to_do(arguments, said, tmp_path, monkeypatch, capsys):

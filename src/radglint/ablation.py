@@ -245,7 +245,10 @@ def _cached_cases(data: CachedData, prefix: str) -> list[Case]:
 
 @lru_cache(maxsize=1)
 def _known_pairs(data: PairData, modality: str) -> list[_Known] | None:
-    """The radiographs of `radglint simulate`; None if a line has no facts and masks, or the manifest is no JSONL."""
+    """The radiographs of `radglint simulate`; None if a line has no facts and masks, or the manifest is no JSONL.
+
+    A view that does not show all of its study's findings is left out.
+    """
     manifest = data.val_manifest
     assert manifest is not None
     if manifest.suffix.lower() in FLAT_SUFFIXES:
@@ -257,6 +260,8 @@ def _known_pairs(data: PairData, modality: str) -> list[_Known] | None:
     for pair, row in zip(pairs, rows, strict=True):
         if "masks" not in row or "facts" not in row or row.get("modality") != "CXR":
             return None
+        if row.get("hidden"):
+            continue
         facts = sorted(row["facts"], key=lambda fact: (fact["mask"] is None, fact["mask"]))  # without a mask: last
         with np.load(manifest.parent / row["masks"], allow_pickle=False) as arrays:
             masks = np.zeros((len(facts), *arrays["masks"].shape[1:]), dtype=bool)

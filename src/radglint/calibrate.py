@@ -299,13 +299,17 @@ def labels_of(row: ManifestRow) -> Mapping[str, LabelState]:
     """The labels of a row; those of a case of `radglint simulate` are what its facts mean.
 
     There every concept that the simulator draws is present or absent, except one that the facts leave open (a mass,
-    beside a nodule of unknown size), which stays unlabelled, and one that the report doubts, which is uncertain.
+    beside a nodule of unknown size) or that only another view of the study shows, which stays unlabelled, and one that
+    the report doubts, which is uncertain.
     """
     if row.labels or "facts" not in row.extra:
         return row.labels
-    facts = [Fact(f["concept"], f["side"], f["zone"], f["size"]) for f in row.extra["facts"]]
+    facts, hidden = (
+        [Fact(f["concept"], f["side"], f["zone"], f["size"]) for f in row.extra.get(key, ())]
+        for key in ("facts", "hidden")
+    )
     states: dict[str, LabelState] = {"holds": "present", "fails": "absent"}
-    verdicts = {concept: holds_for(Fact(concept), facts) for concept in _DRAWN[row.modality]}
+    verdicts = {concept: holds_for(Fact(concept), facts, hidden) for concept in _DRAWN[row.modality]}
     labels: dict[str, LabelState] = {c: states[verdict] for c, verdict in verdicts.items() if verdict in states}
     for concept in row.extra.get("doubted", ()):
         if labels.get(concept) != "present":

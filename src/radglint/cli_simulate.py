@@ -45,7 +45,8 @@ def add_command(commands: Any) -> None:
     simulate.add_argument(
         "--lesions",
         metavar="FOLDER",
-        help="with ct: two of three nodules and masses, where FOLDER has some of the size, are real ones from FOLDER: "
+        help="with ct, or drr with --views: two of three nodules and masses, where FOLDER has some of the size, are "
+        "real ones from FOLDER: "
         "LIDC-IDRI as downloaded (DICOM and XML), or pairs NAME.nii.gz and NAME_mask.nii.gz; never of the base's own "
         "patient (PatientID, or records.json beside the CT, or its name)",
     )
@@ -55,7 +56,7 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[],
         help="with drr: PA, AP or LL (left lateral), or several: one body with findings in 3D, a radiograph of each "
-        "view; --count is then of bodies",
+        "view; --count is then of bodies; give BASES first",
     )
     simulate.set_defaults(run=_simulate)
 
@@ -78,7 +79,7 @@ def _simulate(args: argparse.Namespace) -> None:
         phantoms=args.phantom, slice_step_mm=args.slice_step, labels=args.labels, lesions=args.lesions,
         views=args.views, show_progress=shown,
     )  # fmt: skip
-    what = f"studies of {', '.join(args.views)}" if args.views else "cases"
+    what = "studies" if args.views else "cases"
     print(f"{args.count} {what}: {manifest}")
 
 
@@ -86,9 +87,7 @@ def _simulate_benchmark(args: argparse.Namespace, shown: bool) -> None:
     if len(args.bases) > 1:
         raise InputError(f"--benchmark: expected one folder with its bases, got {len(args.bases)}")
     if args.labels is not None or args.lesions is not None or args.views:
-        raise InputError(
-            "--benchmark: takes no --labels or --lesions, and no --views, its cases are frozen; leave them out"
-        )
+        raise InputError("--benchmark: takes no --labels, --lesions or --views: its cases are frozen; leave them out")
     from radglint.simulate import build_benchmark
 
     folder = args.bases[0] if args.bases else None

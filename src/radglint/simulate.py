@@ -80,9 +80,9 @@ def simulate(
         InputError: no usable base; an image cannot be read; `out` holds another simulation; or see `labels`, `lesions`,
             `views`.
     """
+    _check_views(kind, views)
     if bool(bases) == bool(phantoms):
         raise InputError(f"simulate {kind}: give BASES or --phantom, one of the two")
-    _check_views(kind, views)
     if lesions is not None and kind != "ct" and not views:
         raise InputError(
             f"simulate {kind}: --lesions are blended into CT only; leave it out, or use `simulate ct`, or `simulate "
@@ -103,7 +103,7 @@ def simulate(
 
 def _check_views(kind: Kind, views: Sequence[str]) -> None:
     if views and kind != "drr":
-        raise InputError(f"simulate {kind}: --views go with drr only; leave it out, or use `simulate drr`")
+        raise InputError(f"simulate {kind}: --views goes with drr only; leave it out, or use `simulate drr`")
     wrong = [view for view in views if view not in VIEWS]
     if wrong or len(set(views)) < len(views):
         raise InputError(f"--views: expected some of {', '.join(VIEWS)}, each once, got {' '.join(views)}")
@@ -122,7 +122,7 @@ def _label_maps(kind: Kind, paths: Sequence[Path], labels: str | None) -> LabelM
 
 
 def _with_lesions(source: Source, paths: Sequence[Path], lesions: Sequence[Lesion]) -> VolumeSource:
-    """The bases of `simulate ct` under the names of their patients, with lesions of others."""
+    """CT bases under the names of their patients, with lesions of others."""
     assert isinstance(source, VolumeSource)
     patients = [patient_of_ct(path) for path in sources.ct_files(paths)] or source.patients
     check_owners(lesions, patients)

@@ -34,23 +34,25 @@ class Place:
     boxes: tuple[tuple[int, ...], ...]
 
 
-def facts_of(row: ManifestRow) -> list[Fact] | None:
-    """Facts of a simulated case; None of any other."""
+def facts_of(row: ManifestRow, key: str = "facts") -> list[Fact] | None:
+    """Facts of a simulated case, or those `hidden` from its view; None of any other row."""
     if "facts" not in row.extra:
         return None
-    return [Fact(f["concept"], f["side"], f["zone"], f["size"]) for f in row.extra["facts"]]
+    return [Fact(f["concept"], f["side"], f["zone"], f["size"]) for f in row.extra.get(key, ())]
 
 
 def with_simulated_truth(row: ManifestRow) -> ManifestRow:
     """The row of a simulated case with the labels and places that its facts mean; any other row as it is.
 
-    A concept that the facts do not decide, such as a mass beside a nodule of unknown size, stays unlabelled.
+    A concept that the facts do not decide, such as a mass beside a nodule of unknown size, or that only another view of
+    the study shows, stays unlabelled.
     """
     facts = facts_of(row)
     if facts is None:
         return row
     concepts = CT_CONCEPTS if row.modality == "CT" else CONCEPTS
-    verdicts = {concept: holds_for(Fact(concept), facts) for concept in concepts}
+    hidden = facts_of(row, "hidden") or ()
+    verdicts = {concept: holds_for(Fact(concept), facts, hidden) for concept in concepts}
     labels = {concept: _STATE[v] for concept, v in verdicts.items() if v in _STATE}
     places = [_simulated_place(row, c) for c, state in labels.items() if state == "present"]
     return replace(row, labels=labels, phrases=tuple(place for place in places if place is not None))

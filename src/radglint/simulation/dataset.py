@@ -9,8 +9,8 @@
     DIR/manifest.jsonl        all lines in order, written at the end
 
 With `simulate drr --views` a case is a study: NAME_PA, NAME_AP and NAME_LL have an image, masks and a line each, with
-`study` NAME and `view` PA, AP or LATERAL, in the one file cases/NAME.json. Facts and report are the study's; `mask` and
-`subtlety` of a fact are null in a view that does not show it.
+`study` NAME and `view` PA, AP or LATERAL, in the one file cases/NAME.json. The report is the study's, `facts` are those
+that the view shows, and `hidden` are the others, without mask and subtlety: for them the image decides nothing.
 
 Where real lesions are given, each fact has `lesion`: name, patient and diameter of the real one that was blended in, or
 null for a made one; `simulation.json` names all of them. A split by patient has to look at both `patient` and these.
@@ -26,6 +26,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,12 @@ def _written(source: AnySource, out: Path, plan: Plan, case: SimulatedCase) -> d
     record = _record(source, plan, case, image, masks)
     if case.view is None:
         return record
-    return {**record, "id": name, "study": plan.name, "view": _MANIFEST_VIEW[case.view]}
+    facts, shown = record["facts"], case.shown or ()
+    parts = {
+        "facts": list(compress(facts, shown)),
+        "hidden": list(compress(facts, (not is_shown for is_shown in shown))),
+    }
+    return {**record, **parts, "id": name, "study": plan.name, "view": _MANIFEST_VIEW[case.view]}
 
 
 def _write_image(out: Path, name: str, case: SimulatedCase) -> str:

@@ -48,7 +48,7 @@ class DrrConfig:
         view: "PA", "AP" or "LL" (left lateral).
         turn_deg: how far the patient is turned to his own left about the body's long axis, through the CT's middle;
             negative to his right, at most `MAX_TURN_DEG`. What turns out of the CT's borders is lost.
-        depth_step_mm: planes that lie nearer together are summed up to this thickness first, which is faster; 0: none.
+        depth_step_mm: planes that lie nearer together are averaged up to this thickness first, for speed; 0: none.
     """
 
     size_px: int = 768
@@ -71,6 +71,8 @@ class DrrConfig:
             )
         if self.view not in VIEWS:
             raise ConfigError(f"view: expected one of {', '.join(VIEWS)}, got {self.view!r}")
+        if not 0 <= self.depth_step_mm <= 50:
+            raise ConfigError(f"depth_step_mm: expected 0 to 50, got {self.depth_step_mm:g}")
         if not -MAX_TURN_DEG <= self.turn_deg <= MAX_TURN_DEG:
             raise ConfigError(f"turn_deg: expected -{MAX_TURN_DEG:g} to {MAX_TURN_DEG:g}, got {self.turn_deg:g}")
 
@@ -95,7 +97,8 @@ def render_drr(image: MedicalImage, config: DrrConfig | None = None) -> MedicalI
         raise ImageError(f"{image.path}: nothing in this CT attenuates; expected HU, air about -1000, water 0")
     source = settings.source_to_detector_mm
     rays = "parallel rays" if source is None else f"point source at {source:g} mm from the detector"
-    turned = (f"patient turned by {settings.turn_deg:g} degrees to his left",) if settings.turn_deg else ()
+    side = "left" if settings.turn_deg > 0 else "right"
+    turned = (f"patient turned by {abs(settings.turn_deg):g} degrees to his {side}",) if settings.turn_deg else ()
     steps = (
         *image.steps,
         "axes reordered to slices feet to head, rows front to back, columns patient right to left",
@@ -143,7 +146,7 @@ def project_values(values: np.ndarray, image: MedicalImage, config: DrrConfig | 
         ImageError: the values' shape is not the CT's.
     """
     if values.shape != image.shape:
-        raise ImageError(f"{image.path}: the mask must have the CT's shape {image.shape}, got {values.shape}")
+        raise ImageError(f"{image.path}: the values must have the CT's shape {image.shape}, got {values.shape}")
     settings = config or DrrConfig()
     volume, spacing = _canonical(replace(image, array=np.ascontiguousarray(values, np.float32)))
     return _project(*_posed(volume, spacing, settings), settings)

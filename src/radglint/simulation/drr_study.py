@@ -4,8 +4,9 @@ A finding is painted into the CT in HU, as for `simulate ct`; then each view is 
 mask is projected into each view. All images of a study have one report and one list of facts:
 
 * a view has a mask of a finding only where it shows it: the projection is large enough (`LEAST_AREA`) and the finding
-  changes the film there (`LEAST_CONTRAST`). Else the fact's mask is null in that view.
-* a finding that no view shows is taken out of the body again, so that facts and report are true of body and films.
+  changes the film there (`LEAST_CONTRAST`). Else the fact is one of those that are hidden in that view.
+* a finding that none of the views asked for shows is taken out of the body again, so that facts and report are true of
+  body and films; so the same plan with other views may have other findings.
 * concepts that only a CT report states are not drawn at all (`CONCEPTS`: no emphysema), and what is denied is what a
   radiograph's report may deny.
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from radglint.errors import ImageError
 from radglint.image import MedicalImage
 from radglint.simulation import radiograph
 from radglint.simulation.anatomy_cxr import LungFields
@@ -123,7 +125,7 @@ class StudySource:
         """Make the radiographs of one study, in the order of `views`.
 
         Raises:
-            ImageError: the body shows nothing that attenuates.
+            ImageError: a view shows nothing that attenuates, or no lungs.
         """
         rng = plan.body()
         drawn = int(rng.integers(len(self.volumes.volumes)))
@@ -204,6 +206,9 @@ def project(body: Body, view: View, rng: np.random.Generator, size_px: int = FIL
         view: which radiograph.
         rng: source of everything random.
         size_px: pixels along the film's longer side.
+
+    Raises:
+        ImageError: the view shows nothing that attenuates, or no lungs.
     """
     settings = DrrConfig(
         size_px=size_px, depth_step_mm=_DEPTH_STEP_MM, source_to_detector_mm=float(rng.uniform(*_DISTANCE_MM[view])),
@@ -213,6 +218,8 @@ def project(body: Body, view: View, rng: np.random.Generator, size_px: int = FIL
     line, _ = line_integrals(body.ct, settings)
     picture = display(line, settings)
     lungs = project_lungs(body.made.labels, body.ct, settings)
+    if line.max() <= 0.05 or not lungs.both.any():
+        raise ImageError(f"{body.ct.path}: its {view} radiograph shows no lungs; expected a CT of a whole chest, in HU")
     masks = tuple(_long_paths(project_values(mask, body.ct, settings)) for mask in body.made.masks)
     scale = Canvas(picture, lungs)
     contrasts = []

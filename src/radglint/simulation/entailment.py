@@ -41,16 +41,21 @@ def spoken(fact: Fact, sentence: str) -> Fact:
     )
 
 
-def holds_for(statement: Fact, facts: Sequence[Fact]) -> Verdict:
+def holds_for(statement: Fact, facts: Sequence[Fact], hidden: Sequence[Fact] = ()) -> Verdict:
     """Tell whether a statement holds for an image with these facts.
 
     Args:
         statement: what a sentence says; None attributes are unsaid.
         facts: all findings of the image.
+        hidden: findings that the patient has and this image does not show.
 
     Returns:
-        "holds", "fails", or "unknown" when a look-alike finding, another size or an unknown side makes it undecided.
+        "holds", "fails", or "unknown" when a look-alike finding, another size or an unknown side makes it undecided, or
+        a hidden finding would decide it otherwise.
     """
+    if hidden:
+        found = holds_for(statement, facts)
+        return found if holds_for(statement, [*facts, *hidden]) == found else "unknown"
     verdicts = {_compare(statement, fact) for fact in facts}
     if statement.side == "bilateral" and {f.side for f in facts if f.concept == statement.concept} >= {"left", "right"}:
         verdicts.add("unknown")

@@ -98,8 +98,8 @@ def test_both_frontal_views_show_right_on_the_left_and_head_up() -> None:
         row, column, _ = _spot(_bead(), view=view)
         assert row < 0.35
         assert column < 0.35
-        picture = render_drr(_ct(_block()), DrrConfig(size_px=240, local_contrast=0, view=view)).array  # type: ignore[arg-type]
-        bead = project_mask(_bead(), _ct(_block()), DrrConfig(size_px=240, view=view))  # type: ignore[arg-type]
+        picture = render_drr(_ct(_block()), DrrConfig(size_px=240, local_contrast=0, view=view)).array
+        bead = project_mask(_bead(), _ct(_block()), DrrConfig(size_px=240, view=view))
         assert picture[bead].mean() > picture[:, ::-1][bead].mean() + 0.05
 
 
@@ -133,7 +133,7 @@ def test_planes_may_be_summed_before_they_are_projected() -> None:
     ct = MedicalImage(_block().repeat(2, 1)[:, :77].astype(np.float32), "CT", "HU", (4.0, 2.0, 4.0),
                       AFFINE @ np.diag([1, 0.5, 1, 1]), path="fine")  # fmt: skip
     for view in ("PA", "AP", "LL"):
-        fine, thick = (DrrConfig(size_px=120, view=view, depth_step_mm=step) for step in (0.0, 8.0))  # type: ignore[arg-type]
+        fine, thick = (DrrConfig(size_px=120, view=view, depth_step_mm=step) for step in (0.0, 8.0))
         one, two = (project_values(ct.array + 1000, ct, settings) for settings in (fine, thick))
         assert two.sum() == pytest.approx(one.sum(), rel=1e-3)
         assert np.abs(one - two).mean() < 0.01 * one.mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from radglint.manifest import read_manifest
 from radglint.simulation import dataset
 from radglint.simulation.case import Plan, SimulatedCase
 from radglint.simulation.ct import make_slab
-from radglint.simulation.drr_study import CONCEPTS, StudySource, make_body, project
+from radglint.simulation.drr import VIEWS, View
+from radglint.simulation.drr_study import CONCEPTS, Body, Projection, StudySource, make_body, project
 from radglint.simulation.facts import Fact
 from simulation_bases import coarse_phantom, volumes
 
@@ -52,7 +54,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def films_of(*facts: Fact, views: tuple[str, ...] = ("PA", "AP", "LL")):
+def films_of(*facts: Fact, views: Sequence[View] = VIEWS) -> tuple[Body, dict[View, Projection]]:
     """A body with these findings, and its films by view."""
     base = coarse_phantom()
     made, bare = (
@@ -60,7 +62,7 @@ def films_of(*facts: Fact, views: tuple[str, ...] = ("PA", "AP", "LL")):
         for painted in (facts, ())
     )
     body = make_body(base, made, bare, np.random.default_rng(2))
-    return body, {view: project(body, view, np.random.default_rng(3), SIZE_PX) for view in views}  # type: ignore[arg-type]
+    return body, {view: project(body, view, np.random.default_rng(3), SIZE_PX) for view in views}
 
 
 def test_the_images_of_a_study_share_report_facts_and_patient() -> None:
@@ -80,7 +82,7 @@ def test_the_images_of_a_study_share_report_facts_and_patient() -> None:
 
 def test_a_nodule_on_the_left_lies_on_the_right_of_both_frontal_pictures() -> None:
     for side in ("left", "right"):
-        body, films = films_of(Fact("nodule", side, "mid", "large"), views=("PA", "AP"))  # type: ignore[arg-type]
+        body, films = films_of(Fact("nodule", side, "mid", "large"), views=("PA", "AP"))
         assert len(body.made.facts) == 1
         for film in films.values():
             column = np.argwhere(film.masks[0])[:, 1].mean()
@@ -90,7 +92,7 @@ def test_a_nodule_on_the_left_lies_on_the_right_of_both_frontal_pictures() -> No
 def test_masks_of_all_views_are_of_the_same_finding() -> None:
     """Height above the lungs' base agrees between the views, and depth in the lateral with the 3D mask."""
     for zone in ("upper", "lower"):
-        body, films = films_of(Fact("mass", "right", zone, "medium"))  # type: ignore[arg-type]
+        body, films = films_of(Fact("mass", "right", zone, "medium"))
         slices, rows, _ = np.argwhere(body.made.masks[0]).mean(axis=0)
         shares = []
         for film in films.values():
@@ -208,7 +210,7 @@ def test_what_a_view_does_not_show_is_neither_there_nor_absent(built: Path) -> N
     concept = row.extra["facts"][0]["concept"]
     assert labels_of(row)[concept] == "present"
     moved = {"facts": row.extra["facts"][1:], "hidden": [row.extra["facts"][0] | {"mask": None, "subtlety": None}]}
-    without = dataclasses.replace(row, extra=row.extra | moved)
+    without = dataclasses.replace(row, extra={**row.extra, **moved})
     others = {fact["concept"] for fact in moved["facts"]}
     assert concept not in others
     assert concept not in labels_of(without)
